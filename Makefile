@@ -1,0 +1,59 @@
+# `make quickstart` and `make test` set up everything they need in .venv.
+#
+# Variables:
+#   PYTHON           the Python (3.11 or newer) that .venv is made with
+#   TORCH_INDEX_URL  package index to take torch from. Empty: the ordinary index, whose torch on Linux brings CUDA
+#                    libraries along (some GB). For CPU only: TORCH_INDEX_URL=https://download.pytorch.org/whl/cpu
+
+PYTHON ?= python3
+TORCH_INDEX_URL ?=
+
+BIN := .venv/bin
+STAMP := .venv/.installed
+PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
+TORCH_PIN := $(shell grep '^torch==' constraints.txt)
+# Two test processes of one thread each: the tests are sized for 2 cores.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+.PHONY: venv quickstart lint test test-slow test-gpu fuzz bench clean
+
+venv: $(STAMP)
+
+# deepspeed's setup needs torch to be there already (hence no build isolation) and must not build its GPU kernels.
+$(STAMP): setup.py constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "albatross needs Python 3.11 or newer: make PYTHON=...")'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(PIP) setuptools wheel
+ifneq ($(TORCH_INDEX_URL),)
+	$(PIP) --no-deps --index-url $(TORCH_INDEX_URL) $(TORCH_PIN)
+endif
+	$(PIP) $(TORCH_PIN) numpy
+	DS_BUILD_OPS=0 $(PIP) --no-build-isolation --editable '.[eval,train,dev]'
+	touch $(STAMP)
+
+quickstart: $(STAMP)
+	$(BIN)/python -m launch.quickstart
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: lint
+	$(PYTEST) -n 2
+
+test-slow: $(STAMP)
+	$(PYTEST) -m slow
+
+test-gpu: $(STAMP)
+	$(PYTEST) -m gpu
+
+fuzz: $(STAMP)
+	$(PYTEST) -m fuzz
+
+bench: $(STAMP)
+	$(BIN)/python -m benchmarks.all
+
+clean:
+	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
