@@ -1,0 +1,161 @@
+"""How to train: data order, optimizers, schedules, averaging, what to log and save. Nothing about the network's shape."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from model.optimizers.orthogonalize import POLAR_EXPRESS
+
+
+@dataclass(frozen=True)
+class MuonConfig:
+    """Muon, for the matrices of the blocks."""
+
+    learning_rate: float = 0.04
+    momentum: float = 0.95
+    momentum_start: float = 0.85
+    """Momentum rises linearly from here over `momentum_warmup_steps`."""
+    momentum_warmup_steps: int = 500
+    momentum_dtype: Literal["float32", "bfloat16"] = "float32"
+    orthogonalization: Literal["newton_schulz", "polar_express"] = "newton_schulz"
+    num_iterations: int = 5
+    row_normalize: bool = False
+    """MuonEq-R: divide each row of the update by its norm before orthogonalizing."""
+    weight_decay: float = 0.0
+    """Decoupled: a step multiplies the weights by 1 - learning rate * this."""
+
+    def __post_init__(self) -> None:
+        _require(self.learning_rate >= 0, "matrix.learning_rate", "a number of at least 0", self.learning_rate)
+        for name in ("momentum", "momentum_start"):
+            _require(0 <= getattr(self, name) < 1, f"matrix.{name}", "a number in [0, 1)", getattr(self, name))
+        _require(self.momentum_warmup_steps >= 0, "matrix.momentum_warmup_steps", "at least 0", self.momentum_warmup_steps)
+        _one_of(self.momentum_dtype, "matrix.momentum_dtype", ("float32", "bfloat16"))
+        _one_of(self.orthogonalization, "matrix.orthogonalization", ("newton_schulz", "polar_express"))
+        most = len(POLAR_EXPRESS) if self.orthogonalization == "polar_express" else 100
+        _require(1 <= self.num_iterations <= most, "matrix.num_iterations", f"1 to {most}", self.num_iterations)
+        _require(self.weight_decay >= 0, "matrix.weight_decay", "a number of at least 0", self.weight_decay)
+
+
+@dataclass(frozen=True)
+class AdamConfig:
+    """AdamW, for the embedding or for the vectors and scalars."""
+
+    learning_rate: float = 0.04
+    betas: tuple[float, float] = (0.9, 0.95)
+    epsilon: float = 1e-8
+    weight_decay: float = 0.0
+
+    def __post_init__(self) -> None:
+        _require(self.learning_rate >= 0, "learning_rate", "a number of at least 0", self.learning_rate)
+        _require(all(0 <= b < 1 for b in self.betas), "betas", "two numbers in [0, 1)", self.betas)
+        _require(self.epsilon > 0, "epsilon", "a number above 0", self.epsilon)
+        _require(self.weight_decay >= 0, "weight_decay", "a number of at least 0", self.weight_decay)
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """One training run.
+
+    The run ends when its clock reaches 1: after `max_steps` steps or `budget_seconds` seconds, whichever comes first.
+
+    Raises:
+        ValueError: a field has a value outside its range; the message names the field and what it accepts.
+    """
+
+    seed: int = 1337
+    """Of the initial weights."""
+    sequence_tokens: int = 1024
+    batch_tokens: int = 524_288
+    """Tokens of one optimizer step, over all ranks."""
+    micro_batch_tokens: int = 65_536
+    """Most tokens that one rank puts through the network at once."""
+    max_steps: int = 20_000
+    budget_seconds: float = 600.0
+    """Wall-clock training time; compilation, validation and checkpoints are not counted. 0: no limit."""
+    reserve_seconds: float = 0.0
+    """Taken off the budget, for quantization afterwards."""
+
+    matrix: MuonConfig = field(default_factory=MuonConfig)
+    embedding: AdamConfig = field(default_factory=lambda: AdamConfig(learning_rate=0.05))
+    scalar: AdamConfig = field(default_factory=AdamConfig)
+    gradient_clip_norm: float = 0.0
+    """Largest global L2 norm of the averaged gradient, over all parameters and ranks; 0: no clipping."""
+
+    warmdown_steps: int = 0
+    """The learning rate falls linearly to its floor over the time that this many steps take. Excludes the next."""
+    warmdown_fraction: float = 0.0
+    """... or over this share of the run."""
+    min_learning_rate: float = 0.0
+    """Floor of the learning-rate multiplier."""
+
+    average_horizon: float = 0.0
+    """Exponential moving average of the weights, its memory as a share of the run: over one horizon an old value
+    fades to 1/e. Sized to the run, so that short runs don't remember their initialization. 0: no averaging."""
+
+    validate_every_steps: int = 0
+    """0: only at the end."""
+    validation_tokens: int = 0
+    """Validation targets scored each time; 0: all. The end always scores all."""
+    checkpoint_every_steps: int = 0
+    """0: only at the end."""
+    keep_checkpoints: int = 2
+    log_every_steps: int = 10
+    """Console lines; metrics.jsonl has every step."""
+    compile: bool = True
+    """torch.compile the training step on a GPU."""
+
+    def __post_init__(self) -> None:
+        for name in ("sequence_tokens", "batch_tokens", "micro_batch_tokens", "max_steps", "log_every_steps"):
+            _require(getattr(self, name) >= 1, name, "an integer of at least 1", getattr(self, name))
+        _require(
+            self.batch_tokens % self.sequence_tokens == 0,
+            "batch_tokens",
+            f"a multiple of sequence_tokens={self.sequence_tokens}",
+            self.batch_tokens,
+        )
+        _require(
+            self.micro_batch_tokens >= self.sequence_tokens,
+            "micro_batch_tokens",
+            f"at least sequence_tokens={self.sequence_tokens}",
+            self.micro_batch_tokens,
+        )
+        for name in (
+            "budget_seconds",
+            "gradient_clip_norm",
+            "warmdown_steps",
+            "validate_every_steps",
+            "validation_tokens",
+            "checkpoint_every_steps",
+        ):
+            _require(getattr(self, name) >= 0, name, "a number of at least 0", getattr(self, name))
+        _require(
+            self.reserve_seconds >= 0 and (self.reserve_seconds == 0 or self.reserve_seconds < self.budget_seconds),
+            "reserve_seconds",
+            "a number from 0 to below budget_seconds",
+            self.reserve_seconds,
+        )
+        _require(0 <= self.warmdown_fraction <= 1, "warmdown_fraction", "a number from 0 to 1", self.warmdown_fraction)
+        _require(
+            not (self.warmdown_steps and self.warmdown_fraction),
+            "warmdown_fraction",
+            "0 when warmdown_steps is set",
+            self.warmdown_fraction,
+        )
+        _require(0 <= self.min_learning_rate <= 1, "min_learning_rate", "a number from 0 to 1", self.min_learning_rate)
+        _require(0 <= self.average_horizon <= 1, "average_horizon", "a number from 0 to 1", self.average_horizon)
+        _require(self.keep_checkpoints >= 1, "keep_checkpoints", "an integer of at least 1", self.keep_checkpoints)
+
+    @property
+    def num_sequences(self) -> int:
+        """Sequences in one optimizer step."""
+        return self.batch_tokens // self.sequence_tokens
+
+
+def _require(condition: bool, field_name: str, accepted: str, value: object) -> None:
+    if not condition:
+        raise ValueError(f"training.{field_name}: accepts {accepted}, got {value!r}")
+
+
+def _one_of(value: str, field_name: str, accepted: tuple[str, ...]) -> None:
+    _require(value in accepted, field_name, " or ".join(accepted), value)
