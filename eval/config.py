@@ -1,0 +1,192 @@
+"""Settings of the evaluator: which mode, which windows, which adaptation.
+
+A preset's `[eval]` section and the `eval` entry of an artifact's configuration hold only the fields that differ from
+the defaults below; `eval_config_from_dict` turns such an entry back into an `EvalConfig`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, get_args, get_origin, get_type_hints
+
+MODES = ("plain", "sliding", "ttt")
+ADAPTER_SITES = ("q", "k", "v", "attention", "mlp", "head")
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)
+
+
+def _require_at_least(name: str, value: int, least: int) -> None:
+    is_integer = isinstance(value, int) and not isinstance(value, bool)
+    _require(is_integer and value >= least, f"{name} must be an integer of at least {least}, not {value!r}")
+
+
+def _require_number(name: str, value: float, low: float, high: float, *, open_low: bool = False) -> None:
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    inside = is_number and low <= value <= high and not (open_low and value == low)
+    bracket = "(" if open_low else "["
+    _require(inside, f"{name} must be a number in {bracket}{low}, {high}], not {value!r}")
+
+
+@dataclass(frozen=True)
+class TTTConfig:
+    """Score-first test-time training with one private LoRA set per document (methods.md 8.5).
+
+    chunk_tokens: targets scored, and then trained on, per step.
+    window_tokens: context of one forward; at least chunk_tokens.
+    batch_documents: documents adapted side by side; only speed and memory depend on it.
+    rank, alpha: the adapter adds alpha/rank * (x Aᵀ) Bᵀ at each site.
+    sites: where adapters sit, a subset of ADAPTER_SITES.
+    learning_rate, beta1, beta2, epsilon, weight_decay: AdamW, one step per chunk.
+    warm_start: keep A from the batch before (B is always zeroed); False makes documents independent of each other.
+    seed: draws A.
+    """
+
+    chunk_tokens: int = 256
+    window_tokens: int = 1024
+    batch_documents: int = 64
+    rank: int = 8
+    alpha: float = 8.0
+    sites: tuple[str, ...] = ("q", "v", "head")
+    learning_rate: float = 0.01
+    beta1: float = 0.9
+    beta2: float = 0.95
+    epsilon: float = 1e-10
+    weight_decay: float = 0.0
+    warm_start: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _require_at_least("ttt.chunk_tokens", self.chunk_tokens, 1)
+        _require_at_least("ttt.window_tokens", self.window_tokens, self.chunk_tokens)
+        _require_at_least("ttt.batch_documents", self.batch_documents, 1)
+        _require_at_least("ttt.rank", self.rank, 1)
+        _require_at_least("ttt.seed", self.seed, 0)
+        _require_number("ttt.alpha", self.alpha, 0.0, 1e6, open_low=True)
+        _require_number("ttt.learning_rate", self.learning_rate, 0.0, 10.0)
+        _require_number("ttt.beta1", self.beta1, 0.0, 0.9999999)
+        _require_number("ttt.beta2", self.beta2, 0.0, 0.9999999)
+        _require_number("ttt.epsilon", self.epsilon, 0.0, 1.0, open_low=True)
+        _require_number("ttt.weight_decay", self.weight_decay, 0.0, 100.0)
+        _require(isinstance(self.warm_start, bool), f"ttt.warm_start must be true or false, not {self.warm_start!r}")
+        valid = len(self.sites) > 0 and len(set(self.sites)) == len(self.sites) and set(self.sites) <= {*ADAPTER_SITES}
+        accepted = ", ".join(ADAPTER_SITES)
+        _require(valid, f"ttt.sites must be different names out of {accepted}, not {self.sites!r}")
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """How an artifact is scored.
+
+    mode: what `python -m eval` does when no --mode is given.
+    context_tokens: length of the windows of the plain and sliding modes.
+    stride_tokens: step of the sliding windows; at most context_tokens.
+    batch_windows: windows per forward; only speed and memory depend on it.
+    """
+
+    mode: str = "plain"
+    context_tokens: int = 1024
+    stride_tokens: int = 64
+    batch_windows: int = 32
+    ttt: TTTConfig = field(default_factory=TTTConfig)
+
+    def __post_init__(self) -> None:
+        _require(self.mode in MODES, f"mode must be one of {', '.join(MODES)}, not {self.mode!r}")
+        _require_at_least("context_tokens", self.context_tokens, 1)
+        _require_at_least("stride_tokens", self.stride_tokens, 1)
+        message = f"stride_tokens must be at most context_tokens ({self.context_tokens}), not {self.stride_tokens}"
+        _require(self.stride_tokens <= self.context_tokens, message)
+        _require_at_least("batch_windows", self.batch_windows, 1)
+
+
+def eval_config_from_dict(values: Mapping[str, Any]) -> EvalConfig:
+    """Builds an EvalConfig from nested plain data (a TOML section, an artifact's configuration).
+
+    Raises ValueError naming the field if a key is unknown or a value is of the wrong kind.
+    """
+    config: EvalConfig = _from_dict(EvalConfig, values, "")
+    return config
+
+
+def _from_dict(cls: type[Any], values: Mapping[str, Any], prefix: str) -> Any:
+    if not isinstance(values, Mapping):
+        raise ValueError(f"{prefix.rstrip('.') or 'eval'} must be a table of settings, not {values!r}")
+    hints = get_type_hints(cls)
+    known = {item.name for item in dataclasses.fields(cls)}
+    arguments: dict[str, Any] = {}
+    for key, value in values.items():
+        if key not in known:
+            raise ValueError(f"unknown eval setting {prefix}{key}; known: {', '.join(sorted(known))}")
+        arguments[key] = _convert(hints[key], value, f"{prefix}{key}")
+    return cls(**arguments)
+
+
+def _convert(hint: Any, value: Any, name: str) -> Any:
+    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+        return _from_dict(hint, value, f"{name}.")
+    if get_origin(hint) is tuple:
+        if not isinstance(value, (list, tuple)):
+            raise ValueError(f"{name} must be a list, not {value!r}")
+        return tuple(_convert(get_args(hint)[0], item, name) for item in value)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
+        raise ValueError(f"{name} must be of type {hint.__name__}, not {value!r}")
+    return value
+
+
+def with_overrides(config: EvalConfig, overrides: Mapping[str, str]) -> EvalConfig:
+    """Returns the configuration with dotted settings replaced, e.g. {"ttt.learning_rate": "0.02"}.
+
+    Dashes stand for underscores. Lists are given as comma-separated text. Raises ValueError naming the setting.
+    """
+    for name, text in overrides.items():
+        path = name.replace("-", "_").split(".")
+        config = _replace_path(config, path, text, name)
+    return config
+
+
+def _replace_path(config: Any, path: list[str], text: str, name: str) -> Any:
+    hints = get_type_hints(type(config))
+    if path[0] not in hints:
+        raise ValueError(f"unknown eval setting {name}; known here: {', '.join(sorted(hints))}")
+    hint = hints[path[0]]
+    current = getattr(config, path[0])
+    if dataclasses.is_dataclass(current):
+        if len(path) == 1:
+            raise ValueError(f"{name} is a group of settings; give one of them, such as {name}.{'<setting>'}")
+        return dataclasses.replace(config, **{path[0]: _replace_path(current, path[1:], text, name)})
+    if len(path) > 1:
+        raise ValueError(f"unknown eval setting {name}: {path[0]} has no parts")
+    return dataclasses.replace(config, **{path[0]: _parse_text(hint, text, name)})
+
+
+def _parse_text(hint: Any, text: str, name: str) -> Any:
+    if get_origin(hint) is tuple:
+        return tuple(_parse_text(get_args(hint)[0], part.strip(), name) for part in text.split(",") if part.strip())
+    if hint is bool:
+        if text.lower() not in ("true", "false"):
+            raise ValueError(f"{name} must be true or false, not {text!r}")
+        return text.lower() == "true"
+    try:
+        return hint(text)
+    except ValueError:
+        raise ValueError(f"{name} must be of type {hint.__name__}, not {text!r}") from None
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """The full configuration as JSON-able nested plain data."""
+    result: dict[str, Any] = {}
+    for item in dataclasses.fields(config):
+        value = getattr(config, item.name)
+        if dataclasses.is_dataclass(value):
+            value = to_dict(value)
+        elif isinstance(value, tuple):
+            value = list(value)
+        result[item.name] = value
+    return result

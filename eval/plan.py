@@ -1,0 +1,143 @@
+"""The static plan: which window or document is scored in which batch, with which other ones.
+
+Everything here is a pure function of lengths and configuration, and never of timing or of the number of processes:
+batches are fixed globally and then shared out. Nothing is dropped at a tail.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+IntArray = npt.NDArray[np.int64]
+
+
+class Span(NamedTuple):
+    """`length` targets from `target` on, whose losses stand in `row` of a batch from `column` on."""
+
+    row: int
+    column: int
+    target: int
+    length: int
+
+
+@dataclass(frozen=True)
+class Share:
+    """This process's part of the batches: those whose number is `rank` modulo `world_size`."""
+
+    rank: int = 0
+    world_size: int = 1
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.rank < self.world_size:
+            raise ValueError(f"rank must be in [0, {self.world_size}), not {self.rank}")
+
+    def owns(self, batch_index: int) -> bool:
+        return batch_index % self.world_size == self.rank
+
+
+@dataclass(frozen=True)
+class WindowPlan:
+    """Windows of a token stream, in stream order; int64 arrays of one entry per window.
+
+    starts, ends: window w reads tokens starts[w] .. ends[w] - 1 and predicts tokens starts[w] + 1 .. ends[w], which are
+        targets starts[w] .. ends[w] - 1.
+    first_scored: targets first_scored[w] .. ends[w] - 1 are scored; the ones before are context.
+    """
+
+    starts: IntArray
+    ends: IntArray
+    first_scored: IntArray
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+
+def sliding_windows(num_targets: int, context_tokens: int, stride_tokens: int) -> WindowPlan:
+    """Windows at 0, stride, 2 stride, ... (methods.md 8.2), each target scored once with the most context.
+
+    Window 0 scores all its targets, later ones only the last `stride_tokens`. A window is accepted while it still adds
+    a target (w + context - stride < num_targets), so no tail target is scored twice, as public evaluators did.
+    """
+    if not 1 <= stride_tokens <= context_tokens:
+        raise ValueError(f"stride_tokens must be in [1, {context_tokens}], not {stride_tokens}")
+    overlap = context_tokens - stride_tokens
+    num_windows = max(1, -(-(num_targets - overlap) // stride_tokens))
+    starts = np.arange(num_windows, dtype=np.int64) * stride_tokens
+    ends = np.minimum(starts + context_tokens, num_targets)
+    first_scored = starts + overlap
+    first_scored[0] = 0
+    return WindowPlan(starts, ends, first_scored)
+
+
+def fixed_windows(num_targets: int, context_tokens: int) -> WindowPlan:
+    """Consecutive windows of `context_tokens`; the last one may be shorter, and every target is scored."""
+    return sliding_windows(num_targets, context_tokens, context_tokens)
+
+
+def window_batches(plan: WindowPlan, batch_windows: int) -> list[tuple[int, int]]:
+    """Cuts a plan into batches [first, end) of at most `batch_windows` consecutive windows of equal length."""
+    lengths = plan.ends - plan.starts
+    cuts = [0, *(np.flatnonzero(np.diff(lengths)) + 1).tolist(), len(plan)]
+    batches: list[tuple[int, int]] = []
+    for run_start, run_end in itertools.pairwise(cuts):
+        firsts = range(run_start, run_end, batch_windows)
+        batches.extend((first, min(first + batch_windows, run_end)) for first in firsts)
+    return batches
+
+
+def document_batches(num_targets: IntArray, batch_documents: int) -> list[IntArray]:
+    """Groups documents of similar length: batches of document numbers, each ascending by length.
+
+    Documents are sorted by length (stable: ties keep stream order) and cut every `batch_documents`; the batch of the
+    longest documents comes first, so that it doesn't end up alone at the end of a parallel run (methods.md 8.6).
+    """
+    order = np.argsort(num_targets, kind="stable").astype(np.int64)
+    batches = [order[first : first + batch_documents] for first in range(0, len(order), batch_documents)]
+    return batches[::-1]
+
+
+@dataclass(frozen=True)
+class ChunkStep:
+    """One step of score-first adaptation on a batch of documents (methods.md 8.5). Arrays have one entry per row.
+
+    index: chunk number k, the same for all rows.
+    window_starts, window_ends: row b reads tokens window_starts[b] .. window_ends[b] - 1 of *its document*, from
+        column 0 of the buffer on; equal where the row's document has ended.
+    buffer_tokens: width of the buffer, at least every window's length.
+    spans: where the scored targets' losses stand, one span per row that has not ended; targets count from the start of
+        the document.
+    trains: rows whose document has a later chunk, so that this chunk may be trained on.
+    """
+
+    index: int
+    window_starts: IntArray
+    window_ends: IntArray
+    buffer_tokens: int
+    spans: tuple[Span, ...]
+    trains: npt.NDArray[np.bool_]
+
+
+def chunk_steps(num_targets: IntArray, chunk_tokens: int, window_tokens: int) -> Iterator[ChunkStep]:
+    """The steps of one batch of documents with these numbers of targets.
+
+    Chunk k of a document with n targets covers targets [k c, e), e = min((k + 1) c, n), and reads tokens
+    [max(0, e - window_tokens), e). The last chunk of each document, however short, is scored and never trained on.
+    """
+    num_targets = np.asarray(num_targets, dtype=np.int64)
+    num_chunks = -(-num_targets // chunk_tokens)
+    for index in range(int(num_chunks.max())):
+        alive = index < num_chunks
+        ends = np.where(alive, np.minimum((index + 1) * chunk_tokens, num_targets), 0)
+        starts = np.maximum(0, ends - window_tokens)
+        first = index * chunk_tokens
+        spans = tuple(
+            Span(int(row), int(first - starts[row]), first, int(ends[row] - first)) for row in np.flatnonzero(alive)
+        )
+        trains = index < num_chunks - 1
+        yield ChunkStep(index, starts, ends, int((ends - starts).max()), spans, trains)

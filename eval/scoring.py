@@ -1,0 +1,135 @@
+"""Scoring with frozen weights: fixed windows (plain) and sliding windows.
+
+Shapes: B windows of a batch, T tokens of a window.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from eval.ledger import ByteLedger
+from eval.plan import Share, Span, WindowPlan, fixed_windows, window_batches
+from eval.scores import Scores
+from eval.tally import Tally
+
+
+class TokenSource(Protocol):
+    """A token stream, such as model.text.shards.TokenStream."""
+
+    @property
+    def num_tokens(self) -> int: ...
+
+    def read(self, start: int, count: int) -> npt.NDArray[np.uint16]: ...
+
+
+class ScoringModel(Protocol):
+    """What scoring needs of model.network.gpt.GPT."""
+
+    def token_nll(self, ids: torch.Tensor, targets: torch.Tensor) -> torch.Tensor: ...
+
+
+Continue = Callable[[int, float], bool]
+"""Told the number of targets of a finished batch and their nats; returns False to stop before the next batch."""
+
+
+def score_plain(
+    model: ScoringModel,
+    stream: TokenSource,
+    ledger: ByteLedger,
+    context_tokens: int,
+    batch_windows: int,
+    device: torch.device | str,
+    max_targets: int | None = None,
+    share: Share | None = None,
+) -> Tally:
+    """Scores the stream in fixed windows with the model as it is, for validation during training.
+
+    `max_targets` cuts the stream to its first targets. With a `share`, the tally holds this rank's batches only; the
+    sum of all ranks' tallies is the result.
+    """
+    num_targets = stream.num_tokens - 1
+    if max_targets is not None:
+        num_targets = min(num_targets, max_targets)
+    scores = Scores(num_targets)
+    score_windows(model, stream, fixed_windows(num_targets, context_tokens), scores, batch_windows, device, share=share)
+    if share is None:
+        scores.coverage.require_complete()
+    return scores.tally(ledger.target_bytes[:num_targets])
+
+
+def score_windows(
+    model: ScoringModel,
+    stream: TokenSource,
+    plan: WindowPlan,
+    scores: Scores,
+    batch_windows: int,
+    device: torch.device | str,
+    *,
+    share: Share | None = None,
+    proceed: Continue | None = None,
+) -> None:
+    """Scores every window of the plan (of this rank's share of it) and commits the losses.
+
+    If the GPU runs out of memory on a batch, the batch is scored in halves, and so are all later ones.
+    """
+    share = share or Share()
+    limit = batch_windows
+    for batch_index, (first, end) in enumerate(window_batches(plan, batch_windows)):
+        if not share.owns(batch_index):
+            continue
+        start = first
+        while start < end:
+            stop = min(start + limit, end)
+            try:
+                _score_batch(model, stream, plan, start, stop, scores, device)
+            except torch.OutOfMemoryError:
+                if stop - start == 1:
+                    raise
+                limit = max(1, (stop - start) // 2)
+                torch.cuda.empty_cache()
+                print(f"out of GPU memory: scoring {limit} windows at a time from here on", flush=True)
+                continue
+            start = stop
+        nats = scores.flush()
+        num_targets = int((plan.ends[first:end] - plan.first_scored[first:end]).sum())
+        if proceed is not None and not proceed(num_targets, nats):
+            return
+
+
+def _score_batch(
+    model: ScoringModel,
+    stream: TokenSource,
+    plan: WindowPlan,
+    first: int,
+    end: int,
+    scores: Scores,
+    device: torch.device | str,
+) -> None:
+    starts = plan.starts[first:end]
+    num_tokens = int(plan.ends[first] - plan.starts[first])
+    base = int(starts[0])
+    region = torch.from_numpy(stream.read(base, int(starts[-1]) + num_tokens + 1 - base).astype(np.int64))
+    windows = torch.stack([region[start - base : start - base + num_tokens + 1] for start in starts.tolist()])
+    windows = windows.to(device)
+    with torch.inference_mode():
+        nll = model.token_nll(windows[:, :-1], windows[:, 1:])
+    scores.commit(nll, _spans(plan, first, end))
+
+
+def _spans(plan: WindowPlan, first: int, end: int) -> Sequence[Span]:
+    return [
+        Span(row, scored - start, scored, stop - scored)
+        for row, (start, scored, stop) in enumerate(
+            zip(
+                plan.starts[first:end].tolist(),
+                plan.first_scored[first:end].tolist(),
+                plan.ends[first:end].tolist(),
+                strict=True,
+            )
+        )
+    ]
