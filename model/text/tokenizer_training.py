@@ -1,0 +1,73 @@
+"""Training SentencePiece BPE models: lossless ones by default, and ones with exactly the challenge's settings."""
+
+import io
+import re
+from collections.abc import Iterable, Iterator
+
+import sentencepiece
+
+from model.errors import InputError
+from model.text import escape
+
+NUM_RESERVED_PIECES = 4  # pad, BOS, EOS, unknown
+NUM_BYTE_PIECES = 256
+# SentencePiece drops training sentences above 4,192 bytes; ours are lines, cut where longer.
+_MAX_SENTENCE_CHARACTERS = 1_000
+_SENTENCE = re.compile(r"[^\n]{1,%d}(?:(?<=\S)(?=\s)|\n|\Z)|[^\n]{1,%d}" % ((_MAX_SENTENCE_CHARACTERS,) * 2))
+
+
+def train_lossless(texts: Iterable[str], vocab_size: int) -> bytes:
+    """Train a lossless BPE model (see `model.text.escape`); returns the serialized model.
+
+    Identity normalization, byte fallback, no dummy prefix, all white space kept, digits split, the line feed a piece of its own.
+    Ids: pad 0, BOS 1, EOS 2, unknown 3, the escape, the line feed, 256 byte pieces, then the rest. InputError when `vocab_size`
+    is too small for the alphabet or too large for the text.
+    """
+    sentences = (line for text in texts for line in _SENTENCE.findall(escape.escape(text)))
+    return _train(
+        sentences,
+        vocab_size,
+        user_defined_symbols=[escape.ESCAPE, "\n"],
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        allow_whitespace_only_pieces=True,
+    )
+
+
+def _train(sentences: Iterable[str], vocab_size: int, **settings: object) -> bytes:
+    smallest = NUM_RESERVED_PIECES + NUM_BYTE_PIECES + 32
+    if not smallest <= vocab_size <= 65_535:
+        raise InputError(f"tokenizer vocabulary {vocab_size}: accepted are {smallest} to 65535 pieces")
+    model = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=_nonempty(sentences),
+            model_writer=model,
+            model_type="bpe",
+            vocab_size=vocab_size,
+            character_coverage=0.999,
+            byte_fallback=True,
+            split_digits=True,
+            max_sentencepiece_length=16,
+            add_dummy_prefix=False,
+            pad_id=0,
+            bos_id=1,
+            eos_id=2,
+            unk_id=3,
+            hard_vocab_limit=True,
+            minloglevel=2,
+            **settings,
+        )
+    except (RuntimeError, OSError) as error:
+        raise InputError(f"tokenizer training with {vocab_size} pieces failed: {' '.join(str(error).split())}") from None
+    return model.getvalue()
+
+
+def _nonempty(sentences: Iterable[str]) -> Iterator[str]:
+    found = False
+    for sentence in sentences:
+        if sentence.strip():
+            found = True
+            yield sentence
+    if not found:
+        raise InputError("tokenizer training: the text is empty")
