@@ -27,6 +27,20 @@ class TokenSource(Protocol):
     def read(self, start: int, count: int) -> npt.NDArray[np.uint16]: ...
 
 
+class TokenArray:
+    """A token stream in memory, with the reading interface of model.text.shards.TokenStream."""
+
+    def __init__(self, tokens: npt.NDArray[np.uint16]) -> None:
+        self.tokens = tokens
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.tokens)
+
+    def read(self, start: int, count: int) -> npt.NDArray[np.uint16]:
+        return self.tokens[start : start + count]
+
+
 class ScoringModel(Protocol):
     """What scoring needs of model.network.gpt.GPT."""
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 import artifact.reader
@@ -18,25 +17,12 @@ from eval import provenance
 from eval.config import EvalConfig, eval_config_from_dict
 from eval.documents import Documents, find_documents
 from eval.ledger import ByteLedger
+from eval.scoring import TokenArray
 from model.config import ModelConfig
 from model.errors import InputError
 from model.network import gpt
 from model.text.shards import DataFolder
 from model.text.tokenizer import BOS_ID, Tokenizer
-
-
-class TokenArray:
-    """A token stream in memory, with the reading interface of model.text.shards.TokenStream."""
-
-    def __init__(self, tokens: npt.NDArray[np.uint16]) -> None:
-        self.tokens = tokens
-
-    @property
-    def num_tokens(self) -> int:
-        return len(self.tokens)
-
-    def read(self, start: int, count: int) -> npt.NDArray[np.uint16]:
-        return self.tokens[start : start + count]
 
 
 @dataclass
