@@ -47,7 +47,12 @@ class ModelConfig:
         for name in ("vocab_size", "num_layers", "model_dim", "num_heads", "num_kv_heads"):
             _require(getattr(self, name) >= 1, name, "an integer of at least 1", getattr(self, name))
         _require(self.vocab_size <= 65_536, "vocab_size", "at most 65536 (token ids are uint16)", self.vocab_size)
-        _require(self.model_dim % self.num_heads == 0, "num_heads", f"a divisor of model_dim={self.model_dim}", self.num_heads)
+        _require(
+            self.model_dim % self.num_heads == 0,
+            "num_heads",
+            f"a divisor of model_dim={self.model_dim}",
+            self.num_heads,
+        )
         _require(
             self.num_heads % self.num_kv_heads == 0,
             "num_kv_heads",

@@ -29,7 +29,9 @@ class MuonConfig:
         _require(self.learning_rate >= 0, "matrix.learning_rate", "a number of at least 0", self.learning_rate)
         for name in ("momentum", "momentum_start"):
             _require(0 <= getattr(self, name) < 1, f"matrix.{name}", "a number in [0, 1)", getattr(self, name))
-        _require(self.momentum_warmup_steps >= 0, "matrix.momentum_warmup_steps", "at least 0", self.momentum_warmup_steps)
+        _require(
+            self.momentum_warmup_steps >= 0, "matrix.momentum_warmup_steps", "at least 0", self.momentum_warmup_steps
+        )
         _one_of(self.momentum_dtype, "matrix.momentum_dtype", ("float32", "bfloat16"))
         _one_of(self.orthogonalization, "matrix.orthogonalization", ("newton_schulz", "polar_express"))
         most = len(POLAR_EXPRESS) if self.orthogonalization == "polar_express" else 100

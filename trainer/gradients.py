@@ -22,7 +22,9 @@ def average_gradients(parameters: Sequence[Parameter], ranks: Ranks) -> None:
     gradients = [p.grad for p in parameters if p.grad is not None]
     flat = torch.cat([g.flatten() for g in gradients])
     ranks.average(flat)
-    torch._foreach_copy_(gradients, [f.view_as(g) for f, g in zip(flat.split([g.numel() for g in gradients]), gradients)])
+    torch._foreach_copy_(
+        gradients, [f.view_as(g) for f, g in zip(flat.split([g.numel() for g in gradients]), gradients)]
+    )
 
 
 def clip_gradients(parameters: Sequence[Parameter], max_norm: float) -> Tensor:

@@ -25,11 +25,7 @@ from trainer.ranks import Ranks
 
 def group_parameters(model: GPT) -> dict[str, dict[str, Parameter]]:
     """Every parameter by name in exactly one of `matrix`, `embedding` and `scalar`."""
-    matrices = {
-        f"{name}.weight"
-        for name, module in model.named_modules()
-        if isinstance(module, Projection)
-    }
+    matrices = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, Projection)}
     groups: dict[str, dict[str, Parameter]] = {"matrix": {}, "embedding": {}, "scalar": {}}
     for name, parameter in model.named_parameters():
         kind = "matrix" if name in matrices else "embedding" if name == "embedding.weight" else "scalar"

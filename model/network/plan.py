@@ -37,7 +37,5 @@ def layer_plan(config: ModelConfig) -> LayerPlan:
     for index in range(config.num_layers):
         position = index - num_encoder
         takes_skip = 0 <= position < num_skips
-        executions.append(
-            Execution(index, position, num_encoder - 1 - position) if takes_skip else Execution(index)
-        )
+        executions.append(Execution(index, position, num_encoder - 1 - position) if takes_skip else Execution(index))
     return LayerPlan(tuple(executions), num_skips)

@@ -18,7 +18,15 @@ def test_ten_steps_equal_torch() -> None:
             parameter.grad = gradient.clone()
         optimizer.step()
         adamw_step(
-            ours, gradients, first, second, step=step, learning_rate=0.03, betas=(0.8, 0.97), epsilon=1e-6, weight_decay=0.2
+            ours,
+            gradients,
+            first,
+            second,
+            step=step,
+            learning_rate=0.03,
+            betas=(0.8, 0.97),
+            epsilon=1e-6,
+            weight_decay=0.2,
         )
     for mine, other in zip(ours, theirs, strict=True):
         torch.testing.assert_close(mine, other.data, rtol=1e-12, atol=1e-14)

@@ -26,7 +26,11 @@ def tensor(array: np.ndarray) -> Tensor:
 @pytest.mark.parametrize("key", KEYS)
 @pytest.mark.parametrize(
     ("name", "method", "iterations"),
-    [("newton_schulz5", "newton_schulz", 5), ("newton_schulz10", "newton_schulz", 10), ("polar_express5", "polar_express", 5)],
+    [
+        ("newton_schulz5", "newton_schulz", 5),
+        ("newton_schulz10", "newton_schulz", 10),
+        ("polar_express5", "polar_express", 5),
+    ],
 )
 def test_orthogonalize(vectors: dict[str, np.ndarray], key: str, name: str, method: Method, iterations: int) -> None:
     tuples = coefficients(method, iterations)
@@ -68,7 +72,9 @@ def muon_steps(
 @pytest.mark.parametrize("key", ["2x6x4", "2x4x6"])
 def test_two_steps_of_rank_1(vectors: dict[str, np.ndarray], key: str) -> None:
     start, gradients = (tensor(vectors[f"muon_step_rank01/{key}/{n}"]) for n in ("param0", "grads"))
-    steps = muon_steps(start, gradients, torch.zeros_like(start, dtype=torch.bfloat16), 0.02, 0.095, "polar_express", True)
+    steps = muon_steps(
+        start, gradients, torch.zeros_like(start, dtype=torch.bfloat16), 0.02, 0.095, "polar_express", True
+    )
     np.testing.assert_allclose(torch.stack(steps).numpy(), vectors[f"muon_step_rank01/{key}/params_after"], atol=5e-3)
 
 

@@ -32,7 +32,11 @@ def test_round_trip(tmp_path: Path) -> None:
     loaded = checkpoints.load(path)
     assert loaded.state == {"format": 1, **saved.state}
     assert saved.averages is not None and loaded.averages is not None
-    for mine, theirs in ((saved.weights, loaded.weights), (saved.averages, loaded.averages), (saved.optimizer, loaded.optimizer)):
+    for mine, theirs in (
+        (saved.weights, loaded.weights),
+        (saved.averages, loaded.averages),
+        (saved.optimizer, loaded.optimizer),
+    ):
         assert mine.keys() == theirs.keys()
         assert all(torch.equal(mine[name], theirs[name]) and mine[name].dtype == theirs[name].dtype for name in mine)
     assert all(torch.equal(a, b) for a, b in zip(saved.random, loaded.random, strict=True))

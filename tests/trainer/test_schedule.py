@@ -53,7 +53,12 @@ def test_clock_counts_only_while_running(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_replayed_clock(tmp_path: Path) -> None:
-    rows = [{"step": 1, "clock": 0.0}, {"step": 2, "clock": 0.3}, {"step": 2, "val_bpb": 1.0}, {"step": 2, "clock": 0.4}]
+    rows = [
+        {"step": 1, "clock": 0.0},
+        {"step": 2, "clock": 0.3},
+        {"step": 2, "val_bpb": 1.0},
+        {"step": 2, "clock": 0.4},
+    ]
     record = tmp_path / "metrics.jsonl"
     record.write_text("".join(json.dumps(row) + "\n" for row in rows))
     clock = Clock(TrainingConfig(), replay=recorded_clock(record))
