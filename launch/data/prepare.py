@@ -1,0 +1,344 @@
+"""From documents to a data folder: tokenizer, shards, byte side-car, per-document byte counts, manifest.
+
+The folder appears at its name complete or not at all: it is built beside that name and renamed. The byte ledger is proved
+for every document while it is written (`launch.data.split_writer`).
+"""
+
+import collections
+import concurrent.futures
+import contextlib
+import hashlib
+import itertools
+import json
+import multiprocessing
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from launch.data.documents import RawBatch, find_files, is_validation, read_batches
+from launch.data.progress import Progress
+from launch.data.split_writer import EncodedDocuments, SplitWriter
+from model.errors import InputError
+from model.text.shards import MANIFEST_NAME, TOKENIZER_NAME
+from model.text.tokenizer import BOS_ID, Tokenizer, train_lossless
+
+SHARD_TOKENS = 100_000_000
+TOKENIZER_SAMPLE_BYTES = 16_000_000
+MANIFEST_VERSION = 1
+_BATCH_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class _Source:
+    """Where each split's documents come from."""
+
+    train_files: tuple[Path, ...]
+    val_files: tuple[Path, ...]
+    num_val_documents: int  # of the first training files, if there are no validation files
+
+    @property
+    def total_bytes(self) -> int:
+        return sum(path.stat().st_size for path in (*self.val_files, *self.train_files))
+
+
+def prepare(
+    input: str | Path,
+    tokenizer: str | Path,
+    out: str | Path,
+    *,
+    val_input: str | Path | None = None,
+    val_documents: int | None = None,
+    num_workers: int | None = None,
+    name: str = "text",
+    shard_tokens: int = SHARD_TOKENS,
+    tokenizer_sample_bytes: int = TOKENIZER_SAMPLE_BYTES,
+    overwrite: bool = False,
+    quiet: bool = False,
+) -> dict[str, Any]:
+    """Tokenize `input` (a text file, .jsonl, .jsonl.zst, or a directory of them) into the new data folder `out`.
+
+    `tokenizer` is a SentencePiece .model file or "train:VOCAB", a lossless one trained on up to `tokenizer_sample_bytes` of the training
+    text. The validation split is `val_input`, or the first `val_documents` documents, or the files of the directory `input` that
+    are named val*; one of the three must give documents. Returns the manifest, which also lies in the folder. InputError, and no folder,
+    when something in the input is wrong.
+    """
+    out = Path(out)
+    if out.exists() and not overwrite and not (out.is_dir() and not any(out.iterdir())):
+        raise InputError(f"{out}: already exists")
+    if shard_tokens < 1:
+        raise InputError(f"shard tokens {shard_tokens}: accepted are 1 and more")
+    if not name or name.startswith(".") or "/" in name:
+        raise InputError(f"data name {name!r}: accepted is part of a file name")
+    source = _find_source(Path(input), None if val_input is None else Path(val_input), val_documents)
+    started = time.monotonic()
+    model = _make_tokenizer(str(tokenizer), source, tokenizer_sample_bytes, quiet=quiet)
+    with _folder_in_place(out) as folder:
+        manifest = _write_folder(folder, source, model, name, shard_tokens, _num_workers(num_workers), quiet=quiet)
+    if not quiet:
+        _report(out, manifest, time.monotonic() - started)
+    return manifest
+
+
+def _write_folder(
+    folder: Path, source: _Source, model: Tokenizer, name: str, shard_tokens: int, num_workers: int, *, quiet: bool
+) -> dict[str, Any]:
+    writers = {
+        split: SplitWriter(folder, name, split, shard_tokens, lossless=model.lossless, with_bytes=split == "val")
+        for split in ("val", "train")
+    }
+    try:
+        with Progress("data prepare", source.total_bytes, "B", quiet=quiet) as progress:
+            _encode_splits(source, model, writers, num_workers, progress)
+        for split, writer in writers.items():
+            if not writer.totals["documents"]:
+                raise InputError(f"no {_SPLIT_WORD[split]} documents: {_WHERE_FROM[split]}")
+            writer.close()
+    finally:
+        for writer in writers.values():
+            writer.abandon()
+    tokenizer_path, counts_path = folder / TOKENIZER_NAME, folder / f"{name}_val_documents.npy"
+    _write_synced(tokenizer_path, model.serialized)
+    np.save(counts_path, np.concatenate(writers["val"].document_bytes))
+    paths = [*writers["train"].paths, *writers["val"].paths, counts_path, tokenizer_path]
+    manifest: dict[str, Any] = {
+        "version": MANIFEST_VERSION,
+        "name": name,
+        "tokenizer": "caseops" if model.is_caseops else "sentencepiece",
+        "tokenizer_sha256": model.sha256,
+        "vocab_size": model.vocab_size,
+        "lossless": model.lossless,
+        "splits": {split: writers[split].totals for split in ("train", "val")},
+        "files": {path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in paths},
+    }
+    _write_synced(folder / MANIFEST_NAME, (json.dumps(manifest, indent=2) + "\n").encode())
+    return manifest
+
+
+_SPLIT_WORD = {"train": "training", "val": "validation"}
+_WHERE_FROM = {
+    "train": "every document of the input went to validation or was empty",
+    "val": "name some (--val-input, --val-documents, or files named val* in the input directory)",
+}
+
+
+def _find_source(input_path: Path, val_input: Path | None, num_val_documents: int | None) -> _Source:
+    files = find_files(input_path)
+    if val_input is not None and num_val_documents is not None:
+        raise InputError("--val-input and --val-documents exclude each other")
+    if num_val_documents is not None and num_val_documents < 1:
+        raise InputError(f"--val-documents {num_val_documents}: accepted are 1 and more")
+    if val_input is not None:
+        val_files = find_files(val_input)
+        return _Source(tuple(path for path in files if path not in val_files), tuple(val_files), 0)
+    if num_val_documents is not None:
+        return _Source(tuple(files), (), num_val_documents)
+    val_files = [path for path in files if is_validation(path, input_path)]
+    if not val_files:
+        raise InputError(f"{input_path}: no {_SPLIT_WORD['val']} documents: {_WHERE_FROM['val']}")
+    return _Source(tuple(path for path in files if path not in val_files), tuple(val_files), 0)
+
+
+def _make_tokenizer(tokenizer: str, source: _Source, sample_bytes: int, *, quiet: bool) -> Tokenizer:
+    if not tokenizer.startswith("train:"):
+        return Tokenizer.load(tokenizer)
+    digits = tokenizer.removeprefix("train:")
+    if not digits.isascii() or not digits.isdigit():
+        raise InputError(f"tokenizer {tokenizer!r}: after 'train:' comes the number of pieces, for example train:1024")
+    texts = _sample(_training_texts(source), sample_bytes)
+    if not quiet:
+        print(f"training a tokenizer of {digits} pieces on {sum(map(len, texts)) / 1e6:.1f} M characters", file=sys.stderr)
+    return Tokenizer.from_bytes(train_lossless(texts, int(digits)))
+
+
+def _training_texts(source: _Source) -> Iterator[str]:
+    texts = (text for path in source.train_files for batch in read_batches(path, _BATCH_BYTES) for text in batch.texts() if text)
+    return itertools.islice(texts, source.num_val_documents, None)
+
+
+def _sample(texts: Iterable[str], sample_bytes: int) -> list[str]:
+    """Every k-th text, k the smallest power of two for which they stay within `sample_bytes` (counted as characters)."""
+    kept: list[str] = []
+    stride, kept_characters = 1, 0
+    for index, text in enumerate(texts):
+        if index % stride:
+            continue
+        kept.append(text)
+        kept_characters += len(text)
+        while kept_characters > sample_bytes and len(kept) > 1:
+            kept = kept[::2]
+            stride *= 2
+            kept_characters = sum(map(len, kept))
+    if kept_characters > sample_bytes:
+        kept = [text[:sample_bytes] for text in kept]
+    return kept
+
+
+def _encode_splits(
+    source: _Source, model: Tokenizer, writers: dict[str, SplitWriter], num_workers: int, progress: Progress
+) -> None:
+    """Encode every document, in order, and hand it to its split's writer."""
+    files_before = dict(
+        zip(
+            (*source.val_files, *source.train_files),
+            itertools.accumulate((path.stat().st_size for path in (*source.val_files, *source.train_files)), initial=0),
+            strict=False,
+        )
+    )
+    val_left = source.num_val_documents
+    batches = (
+        (split, batch)
+        for split, files in (("val", source.val_files), ("train", source.train_files))
+        for path in files
+        for batch in read_batches(path, _BATCH_BYTES)
+    )
+    with contextlib.closing(_encode_batches(batches, model, num_workers)) as results:
+        for split, batch, documents in results:
+            num_val = min(val_left, len(documents)) if split == "train" else len(documents)
+            if num_val:
+                writers["val"].write(documents.take(0, num_val))
+            if num_val < len(documents) or not len(documents):
+                writers[split].write(documents.take(num_val, len(documents)))
+            val_left -= num_val if split == "train" else 0
+            num_tokens = sum(writer.totals["tokens"] for writer in writers.values())
+            progress.advance_to(files_before[batch.path] + batch.file_bytes_read, f"{num_tokens / 1e6:.1f} M tokens")
+
+
+def _encode_batches(
+    batches: Iterator[tuple[str, RawBatch]], model: Tokenizer, num_workers: int
+) -> Iterator[tuple[str, RawBatch, EncodedDocuments]]:
+    """Results in the order of the batches. One worker means this process."""
+    if num_workers == 1:
+        for split, batch in batches:
+            yield split, batch, encode_documents(model, batch)
+        return
+    # Fork is quick and needs no importable __main__; the workers only run numpy and SentencePiece.
+    context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
+    with concurrent.futures.ProcessPoolExecutor(num_workers, context, _start_worker, (model,)) as pool:
+        pending: collections.deque[tuple[str, RawBatch, concurrent.futures.Future[EncodedDocuments]]] = collections.deque()
+        try:
+            for split, batch in batches:
+                pending.append((split, batch, pool.submit(_encode_in_worker, batch)))
+                if len(pending) >= 2 * num_workers + 2:
+                    split, batch, future = pending.popleft()
+                    yield split, batch, future.result()
+            while pending:
+                split, batch, future = pending.popleft()
+                yield split, batch, future.result()
+        finally:
+            for _, _, future in pending:
+                future.cancel()
+
+
+_worker_tokenizer: Tokenizer | None = None
+
+
+def _start_worker(model: Tokenizer) -> None:
+    global _worker_tokenizer
+    _worker_tokenizer = model
+
+
+def _encode_in_worker(batch: RawBatch) -> EncodedDocuments:
+    assert _worker_tokenizer is not None
+    return encode_documents(_worker_tokenizer, batch)
+
+
+def encode_documents(model: Tokenizer, batch: RawBatch) -> EncodedDocuments:
+    """Parse and encode a batch; documents without text are counted and skipped."""
+    texts = batch.texts()
+    encoded = []
+    ids: list[np.ndarray] = []
+    token_bytes: list[np.ndarray] = []
+    bos, no_bytes = np.array([BOS_ID], np.uint16), np.zeros(1, np.uint16)
+    for index, text in enumerate(texts):
+        if not text:
+            continue
+        try:
+            document = model.encode_text(text)
+        except InputError as error:
+            raise InputError(f"{_document_name(batch, index)}: {error}") from None
+        largest = int(document.token_bytes.max(initial=0))
+        if largest > 0xFFFF:
+            raise InputError(f"{_document_name(batch, index)}: one token stands for {largest} bytes; a side-car entry holds 65535")
+        encoded.append(document)
+        ids += bos, document.ids
+        token_bytes += no_bytes, document.token_bytes.astype(np.uint16)
+    return EncodedDocuments(
+        np.concatenate(ids or [bos[:0]]),
+        np.concatenate(token_bytes or [no_bytes[:0]]),
+        np.array([len(document.ids) + 1 for document in encoded], np.int64),
+        np.array([document.text_bytes for document in encoded], np.int64),
+        np.array([document.uncredited_bytes for document in encoded], np.int64),
+        np.array([document.changed_bytes for document in encoded], np.int64),
+        len(texts) - len(encoded),
+    )
+
+
+def _document_name(batch: RawBatch, index: int) -> str:
+    if not batch.first_line:
+        return str(batch.path)
+    lines = [line for line, payload in enumerate(batch.payloads, batch.first_line) if payload.strip()]
+    return f"{batch.path} line {lines[index]}"
+
+
+@contextlib.contextmanager
+def _folder_in_place(out: Path) -> Iterator[Path]:
+    """A new folder beside `out` that takes its name at the end of the block; removed if the block fails."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".part", dir=out.parent))
+    try:
+        yield temporary
+        temporary.chmod(0o755)
+        if out.exists():
+            replaced = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".old", dir=out.parent))
+            os.replace(out, replaced)
+            os.replace(temporary, out)
+            shutil.rmtree(replaced)
+        else:
+            os.replace(temporary, out)
+        directory = os.open(out.parent, os.O_RDONLY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _num_workers(requested: int | None) -> int:
+    if requested is None:
+        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if requested < 1:
+        raise InputError(f"workers {requested}: accepted are 1 and more")
+    return requested
+
+
+def _write_synced(path: Path, content: bytes) -> None:
+    with open(path, "xb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _report(out: Path, manifest: dict[str, Any], seconds: float) -> None:
+    total_bytes = 0
+    for split, totals in manifest["splits"].items():
+        total_bytes += totals["text_bytes"]
+        print(
+            f"{split}: {totals['documents']} documents, {totals['tokens']} tokens, {totals['text_bytes']} text bytes, "
+            f"{totals['text_bytes'] / totals['tokens']:.4f} bytes/token, ledger proved, {totals['changed_bytes']} bytes changed, "
+            f"{totals['uncredited_bytes']} of them stripped, {totals['empty_documents']} empty documents skipped"
+        )
+    print(f"lossless: {str(manifest['lossless']).lower()}; {total_bytes / 1e6 / seconds:.1f} MB/s; data folder {out}")

@@ -1,0 +1,40 @@
+"""Progress of long work: a bar on a terminal, a plain line every few seconds elsewhere."""
+
+import sys
+import time
+from types import TracebackType
+
+import tqdm
+
+_LINE_INTERVAL_SECONDS = 10.0
+
+
+class Progress:
+    """Counts `unit` up to `total`. `quiet` shows nothing."""
+
+    def __init__(self, label: str, total: int, unit: str, *, quiet: bool = False) -> None:
+        self._label, self._total, self._unit, self._quiet = label, total, unit, quiet
+        self._done = 0
+        self._started = self._last_line = time.monotonic()
+        self._bar = None
+        if not quiet and sys.stderr.isatty():
+            self._bar = tqdm.tqdm(desc=label, total=total, unit=unit, unit_scale=True, unit_divisor=1000)
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def advance_to(self, done: int, note: str = "") -> None:
+        """Set the count; `note` stands at the end of the bar or line."""
+        if self._bar is not None:
+            self._bar.set_postfix_str(note, refresh=False)
+            self._bar.update(done - self._done)
+        self._done = done
+        now = time.monotonic()
+        if self._bar is None and not self._quiet and now - self._last_line >= _LINE_INTERVAL_SECONDS:
+            self._last_line = now
+            percent = 100 * done / self._total if self._total else 100.0
+            print(f"{self._label}: {percent:.0f}% after {now - self._started:.0f} s {note}".rstrip(), file=sys.stderr, flush=True)
