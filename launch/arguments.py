@@ -1,0 +1,133 @@
+"""The arguments of every subcommand. Imports nothing heavy: `albatross inspect` needs the artifact tools alone."""
+
+import argparse
+from pathlib import Path
+from typing import Any, NoReturn
+
+from launch.settings import nearest
+from model.errors import InputError
+
+CAP_BYTES = 16_000_000
+DESCRIPTION = "Train language models against a byte budget, pack them, and score the file in bits per byte."
+OVERRIDES = (
+    "Settings of the preset can be overridden: --SECTION.FIELD VALUE, for example --model.num-layers 4. "
+    "`albatross presets show PRESET` lists them. Sections: "
+)
+
+
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser that raises InputError where argparse would print usage, and takes no abbreviated options."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, allow_abbrev=False, **kwargs)
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message} (see {self.prog} --help)")
+
+
+def root_parser() -> Parser:
+    """The parser of the whole command line. Subcommands set `command` (their words) and `sections` (overridable)."""
+    root = Parser(prog="albatross", description=DESCRIPTION)
+    commands = root.add_subparsers(metavar="COMMAND")
+    data = commands.add_parser("data", help="make data folders").add_subparsers(metavar="COMMAND")
+    add_prepare_options(_leaf(data, "data prepare", "text to token shards"))
+    train = _leaf(commands, "train", "train a preset", ("model", "training", "quantization", "eval"))
+    add_run_options(train)
+    add_launcher_options(train)
+    add_pack_options(_leaf(commands, "pack", "pack a run into an artifact", ("quantization",)))
+    # `evaluate` has a parser of its own in eval, which also runs without launch; here for --help and suggestions.
+    commands.add_parser("evaluate", help="score an artifact in bits per byte", add_help=False)
+    inspect = _leaf(commands, "inspect", "what an artifact holds")
+    inspect.add_argument("file", type=Path, metavar="FILE")
+    inspect.add_argument("--bytes", action="store_true", help="the byte ledger: where every byte of the file went")
+    add_json_option(inspect)
+    _leaf(commands, "verify", "read an artifact to the last byte, strictly").add_argument(
+        "file", type=Path, metavar="FILE"
+    )
+    presets = commands.add_parser("presets", help="the presets").add_subparsers(metavar="COMMAND")
+    add_json_option(_leaf(presets, "presets list", "every preset with its figures"))
+    show = _leaf(presets, "presets show", "one preset, resolved")
+    show.add_argument("name", metavar="NAME")
+    add_json_option(show)
+    return root
+
+
+def _leaf(commands: Any, words: str, summary: str, sections: tuple[str, ...] = ()) -> argparse.ArgumentParser:
+    epilog = OVERRIDES + ", ".join(sections) if sections else None
+    leaf = commands.add_parser(words.split()[-1], help=summary, description=summary, epilog=epilog)
+    leaf.set_defaults(command=words, sections=sections)
+    return leaf
+
+
+def add_prepare_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--input", type=Path, required=True, metavar="PATH", help=".txt, .jsonl, .jsonl.zst or a folder of them"
+    )
+    parser.add_argument(
+        "--tokenizer", required=True, metavar="FILE|train:VOCAB", help="a SentencePiece model, or train one"
+    )
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the data folder to write")
+    parser.add_argument("--val-input", type=Path, metavar="PATH", help="validation text, in the same forms as --input")
+    parser.add_argument("--val-documents", type=int, metavar="N", help="take the first N documents for validation")
+    parser.add_argument("--num-workers", type=int, metavar="N", help="processes (default: one a core)")
+
+
+def add_run_options(parser: argparse.ArgumentParser) -> None:
+    """The options that `albatross train` and every rank share."""
+    parser.add_argument("preset", metavar="PRESET", help="a preset's name or id, or the path of a .toml file")
+    parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="data folder (albatross data prepare)")
+    parser.add_argument("--out", type=Path, required=True, metavar="RUN_DIR", help="run folder")
+    parser.add_argument(
+        "--tokenizer", type=Path, metavar="FILE", help="SentencePiece model (default: the data folder's)"
+    )
+    parser.add_argument(
+        "--resume",
+        default="no",
+        metavar="no|auto|CHECKPOINT",
+        help="auto: continue from the newest valid checkpoint in RUN_DIR, or start anew if there is none (default: no)",
+    )
+    parser.add_argument(
+        "--replay-clock",
+        type=Path,
+        metavar="RUN_DIR",
+        help="take each step's clock from this earlier run's metrics.jsonl",
+    )
+
+
+def add_launcher_options(parser: argparse.ArgumentParser) -> None:
+    """The options about processes, of `albatross train` alone."""
+    parser.add_argument(
+        "--num-gpus", type=int, metavar="N", help="processes on this machine (default: one a GPU; on CPU 1)"
+    )
+    parser.add_argument(
+        "--hostfile", type=Path, metavar="F", help="machines to train on, in the deepspeed launcher's form"
+    )
+
+
+def add_pack_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", metavar="RUN_DIR|CHECKPOINT", type=Path, help="a run folder, or one checkpoint in it")
+    parser.add_argument(
+        "--out", type=Path, metavar="FILE", help="the artifact (default: artifact.albatross in the run)"
+    )
+    parser.add_argument(
+        "--max-bytes", type=int, default=CAP_BYTES, metavar="N", help="cap on the file's size (default: %(default)s)"
+    )
+
+
+def add_json_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="machine-readable output")
+
+
+def check_names(parser: argparse.ArgumentParser, arguments: list[str]) -> None:
+    """InputError for a misspelt command or option, with the nearest; argparse would list all, or complain of others."""
+    subcommands = next((action for action in parser._actions if isinstance(action, argparse._SubParsersAction)), None)
+    if subcommands is not None and arguments and not arguments[0].startswith("-"):
+        if arguments[0] not in subcommands.choices:
+            raise InputError(f"unknown command {arguments[0]}{nearest(arguments[0], subcommands.choices)}")
+        check_names(subcommands.choices[arguments[0]], arguments[1:])
+        return
+    options = [name for action in parser._actions for name in action.option_strings]
+    for argument in arguments:
+        name = argument.partition("=")[0]
+        if name.startswith("--") and name not in options:
+            raise InputError(f"{parser.prog}: unknown option {name}{nearest(name, options)}")

@@ -1,0 +1,109 @@
+"""The command line `albatross`. What a command needs is imported when it runs."""
+
+import argparse
+import json
+import sys
+
+from launch import exit_codes
+from launch.arguments import check_names, root_parser
+from launch.settings import split_overrides
+from model.errors import InputError
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs one command. Returns its exit code: 0 ok, 2 the input is wrong, 75 preempted; anything else is a bug."""
+    given = sys.argv[1:] if arguments is None else arguments
+    return exit_codes.run(lambda: _dispatch(given))
+
+
+def _dispatch(arguments: list[str]) -> int:
+    if arguments[:1] == ["evaluate"]:
+        return _evaluate(arguments[1:])
+    root = root_parser()
+    overrides: list[str] = []
+    if any(argument.startswith("--") and "." in argument.partition("=")[0] for argument in arguments):
+        from launch.preset import Settings
+
+        arguments, overrides = split_overrides(Settings, arguments)
+    check_names(root, arguments)
+    options = root.parse_args(arguments)
+    if not hasattr(options, "command"):
+        raise InputError("which command? (see albatross --help)")
+    for override in overrides:
+        section = override.removeprefix("--").partition(".")[0]
+        if override.startswith("--") and section not in options.sections:
+            raise InputError(f"{override}: albatross {options.command} takes no settings of section {section}")
+    return COMMANDS[options.command](options, overrides)
+
+
+def _evaluate(arguments: list[str]) -> int:
+    from eval.command import main as evaluate
+
+    return evaluate(arguments)
+
+
+def _prepare(options: argparse.Namespace, overrides: list[str]) -> int:
+    from launch.data.prepare import prepare
+
+    manifest = prepare(
+        options.input,
+        options.tokenizer,
+        options.out,
+        val_input=options.val_input,
+        val_documents=options.val_documents,
+        num_workers=options.num_workers,
+    )
+    print(json.dumps(manifest, indent=2, ensure_ascii=False))
+    return exit_codes.OK
+
+
+def _train(options: argparse.Namespace, overrides: list[str]) -> int:
+    from launch.train import start
+
+    return start(options, overrides)
+
+
+def _pack(options: argparse.Namespace, overrides: list[str]) -> int:
+    from launch.pack import pack
+
+    print(pack(options.run, options.out, max_bytes=options.max_bytes, overrides=overrides).format_table())
+    return exit_codes.OK
+
+
+def _inspect(options: argparse.Namespace, overrides: list[str]) -> int:
+    from launch.inspection import inspect
+
+    return inspect(options.file, show_bytes=options.bytes, as_json=options.json)
+
+
+def _verify(options: argparse.Namespace, overrides: list[str]) -> int:
+    from launch.inspection import verify
+
+    return verify(options.file)
+
+
+def _presets_list(options: argparse.Namespace, overrides: list[str]) -> int:
+    from launch.catalogue import print_list
+
+    return print_list(as_json=options.json)
+
+
+def _presets_show(options: argparse.Namespace, overrides: list[str]) -> int:
+    from launch.catalogue import print_one
+
+    return print_one(options.name, as_json=options.json)
+
+
+COMMANDS = {
+    "data prepare": _prepare,
+    "train": _train,
+    "pack": _pack,
+    "inspect": _inspect,
+    "verify": _verify,
+    "presets list": _presets_list,
+    "presets show": _presets_show,
+}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

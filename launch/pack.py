@@ -1,0 +1,41 @@
+"""`albatross pack`: a run's averaged weights, quantized, with the evaluator's code, in one file under a byte cap."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from artifact.ledger import Ledger
+from launch import code_archive, run_folder
+from launch.arguments import CAP_BYTES
+from launch.preset import load_file
+from launch.settings import differences
+
+
+def pack(
+    run: Path, out: Path | None = None, *, max_bytes: int = CAP_BYTES, overrides: list[str] | None = None
+) -> Ledger:
+    """Writes the artifact of a run folder or checkpoint; returns its byte ledger.
+
+    Raises:
+        InputError: no run or checkpoint there, or an override is wrong.
+        ArtifactError: the file would be larger than `max_bytes`; the message holds the byte table, nothing is written.
+        OSError: the file cannot be written, for instance because the disk is full; what was there before is intact.
+    """
+    from trainer.checkpoint import load_weights
+    from trainer.export import pack as export
+
+    folder = run_folder.find(run)
+    preset = load_file(folder.config)
+    settings = replace(preset.settings, quantization=preset.with_overrides(overrides or []).settings.quantization)
+    configuration = {"preset": preset.id}
+    for section in ("model", "eval"):
+        if changed := differences(getattr(settings, section)):
+            configuration[section] = changed
+    return export(
+        load_weights(run),
+        configuration=configuration,
+        quantization=settings.quantization,
+        tokenizer_sha256=folder.recorded_data()["tokenizer_sha256"],
+        code=code_archive.build(),
+        path=out or folder.artifact,
+        max_bytes=max_bytes,
+    )
