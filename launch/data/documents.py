@@ -29,7 +29,11 @@ class RawBatch:
         """The documents. InputError naming file and line where one is not UTF-8, not JSON or has no "text"."""
         if not self.first_line:
             return [_decode(payload, str(self.path)) for payload in self.payloads]
-        return [_parse_line(payload, self.path, line) for line, payload in enumerate(self.payloads, self.first_line) if payload.strip()]
+        return [
+            _parse_line(payload, self.path, line)
+            for line, payload in enumerate(self.payloads, self.first_line)
+            if payload.strip()
+        ]
 
 
 def find_files(source: Path) -> list[Path]:
@@ -48,7 +52,9 @@ def find_files(source: Path) -> list[Path]:
 
 
 def is_validation(path: Path, source: Path) -> bool:
-    """Whether a file below `source`, or a directory that it lies in, is named val, valid or validation (val_00.jsonl, val/a.txt)."""
+    """Whether a file below `source`, or a directory that it lies in, is named val, valid or validation (val_00.jsonl,
+    val/a.txt).
+    """
     if path == source:
         return False
     return any(_VALIDATION_NAME.match(part) for part in path.relative_to(source).parts)
@@ -62,7 +68,9 @@ def read_batches(path: Path, batch_bytes: int) -> Iterator[RawBatch]:
                 payload = file.read()
                 yield RawBatch(path, 0, (payload,), len(payload))
                 return
-            chunks = _zstd_chunks(file, path) if path.name.endswith(".zst") else iter(lambda: file.read(_READ_BYTES), b"")
+            chunks = (
+                _zstd_chunks(file, path) if path.name.endswith(".zst") else iter(lambda: file.read(_READ_BYTES), b"")
+            )
             yield from _line_batches(chunks, file, path, batch_bytes)
     except OSError as error:
         raise InputError(f"{path}: cannot read ({error.strerror})") from None
@@ -91,7 +99,9 @@ def _line_batches(chunks: Iterator[bytes], file: BinaryIO, path: Path, batch_byt
 
 
 def _zstd_chunks(file: BinaryIO, path: Path) -> Iterator[bytes]:
-    """Decompressed chunks of one or more frames. The library's stream reader takes a cut file for a finished one; this does not."""
+    """Decompressed chunks of one or more frames. The library's stream reader takes a cut file for a finished one;
+    this does not.
+    """
     decompressor = None
     try:
         while data := file.read(_READ_BYTES):
@@ -124,4 +134,6 @@ def _decode(payload: bytes, where: str) -> str:
     try:
         return payload.decode()
     except UnicodeDecodeError as error:
-        raise InputError(f"{where}: not UTF-8 (byte {error.object[error.start]:#04x} at offset {error.start})") from None
+        raise InputError(
+            f"{where}: not UTF-8 (byte {error.object[error.start]:#04x} at offset {error.start})"
+        ) from None

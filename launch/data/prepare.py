@@ -1,7 +1,7 @@
 """From documents to a data folder: tokenizer, shards, byte side-car, per-document byte counts, manifest.
 
-The folder appears at its name complete or not at all: it is built beside that name and renamed. The byte ledger is proved
-for every document while it is written (`launch.data.split_writer`).
+The folder appears at its name complete or not at all: it is built beside that name and renamed. The byte ledger is
+proved for every document while it is written (`launch.data.split_writer`).
 """
 
 import collections
@@ -16,7 +16,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,10 +65,11 @@ def prepare(
 ) -> dict[str, Any]:
     """Tokenize `input` (a text file, .jsonl, .jsonl.zst, or a directory of them) into the new data folder `out`.
 
-    `tokenizer` is a SentencePiece .model file or "train:VOCAB", a lossless one trained on up to `tokenizer_sample_bytes` of the training
-    text. The validation split is `val_input`, or the first `val_documents` documents, or the files of the directory `input` that
-    are named val*; one of the three must give documents. Returns the manifest, which also lies in the folder. InputError, and no folder,
-    when something in the input is wrong.
+    `tokenizer` is a SentencePiece .model file or "train:VOCAB", a lossless one trained on up to
+    `tokenizer_sample_bytes` of the training text. The validation split is `val_input`, or the first `val_documents`
+    documents, or the files of the directory `input` that are named val*; one of the three must give documents.
+    Returns the manifest, which also lies in the folder. InputError, and no folder, when something in the input is
+    wrong.
     """
     out = Path(out)
     if out.exists() and not overwrite and not (out.is_dir() and not any(out.iterdir())):
@@ -154,17 +155,25 @@ def _make_tokenizer(tokenizer: str, source: _Source, sample_bytes: int, *, quiet
         raise InputError(f"tokenizer {tokenizer!r}: after 'train:' comes the number of pieces, for example train:1024")
     texts = _sample(_training_texts(source), sample_bytes)
     if not quiet:
-        print(f"training a tokenizer of {digits} pieces on {sum(map(len, texts)) / 1e6:.1f} M characters", file=sys.stderr)
+        print(
+            f"training a tokenizer of {digits} pieces on {sum(map(len, texts)) / 1e6:.1f} M characters", file=sys.stderr
+        )
     return Tokenizer.from_bytes(train_lossless(texts, int(digits)))
 
 
 def _training_texts(source: _Source) -> Iterator[str]:
-    texts = (text for path in source.train_files for batch in read_batches(path, _BATCH_BYTES) for text in batch.texts() if text)
+    texts = (
+        text
+        for path in source.train_files
+        for batch in read_batches(path, _BATCH_BYTES)
+        for text in batch.texts()
+        if text
+    )
     return itertools.islice(texts, source.num_val_documents, None)
 
 
 def _sample(texts: Iterable[str], sample_bytes: int) -> list[str]:
-    """Every k-th text, k the smallest power of two for which they stay within `sample_bytes` (counted as characters)."""
+    """Every k-th text, k the smallest power of two that keeps them within `sample_bytes` (counted as characters)."""
     kept: list[str] = []
     stride, kept_characters = 1, 0
     for index, text in enumerate(texts):
@@ -213,7 +222,7 @@ def _encode_splits(
 
 def _encode_batches(
     batches: Iterator[tuple[str, RawBatch]], model: Tokenizer, num_workers: int
-) -> Iterator[tuple[str, RawBatch, EncodedDocuments]]:
+) -> Generator[tuple[str, RawBatch, EncodedDocuments], None, None]:
     """Results in the order of the batches. One worker means this process."""
     if num_workers == 1:
         for split, batch in batches:
@@ -222,7 +231,9 @@ def _encode_batches(
     # Fork is quick and needs no importable __main__; the workers only run numpy and SentencePiece.
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
     with concurrent.futures.ProcessPoolExecutor(num_workers, context, _start_worker, (model,)) as pool:
-        pending: collections.deque[tuple[str, RawBatch, concurrent.futures.Future[EncodedDocuments]]] = collections.deque()
+        pending: collections.deque[tuple[str, RawBatch, concurrent.futures.Future[EncodedDocuments]]] = (
+            collections.deque()
+        )
         try:
             for split, batch in batches:
                 pending.append((split, batch, pool.submit(_encode_in_worker, batch)))
@@ -266,7 +277,9 @@ def encode_documents(model: Tokenizer, batch: RawBatch) -> EncodedDocuments:
             raise InputError(f"{_document_name(batch, index)}: {error}") from None
         largest = int(document.token_bytes.max(initial=0))
         if largest > 0xFFFF:
-            raise InputError(f"{_document_name(batch, index)}: one token stands for {largest} bytes; a side-car entry holds 65535")
+            raise InputError(
+                f"{_document_name(batch, index)}: one token stands for {largest} bytes; a side-car entry holds 65535"
+            )
         encoded.append(document)
         ids += bos, document.ids
         token_bytes += no_bytes, document.token_bytes.astype(np.uint16)
@@ -336,9 +349,10 @@ def _report(out: Path, manifest: dict[str, Any], seconds: float) -> None:
     total_bytes = 0
     for split, totals in manifest["splits"].items():
         total_bytes += totals["text_bytes"]
+        bytes_per_token = totals["text_bytes"] / totals["tokens"]
         print(
-            f"{split}: {totals['documents']} documents, {totals['tokens']} tokens, {totals['text_bytes']} text bytes, "
-            f"{totals['text_bytes'] / totals['tokens']:.4f} bytes/token, ledger proved, {totals['changed_bytes']} bytes changed, "
-            f"{totals['uncredited_bytes']} of them stripped, {totals['empty_documents']} empty documents skipped"
+            f"{split}: {totals['documents']} documents ({totals['empty_documents']} empty ones skipped), "
+            f"{totals['tokens']} tokens, {totals['text_bytes']} text bytes, {bytes_per_token:.4f} bytes/token, "
+            f"{totals['changed_bytes']} bytes changed ({totals['uncredited_bytes']} of them stripped), ledger proved"
         )
     print(f"lossless: {str(manifest['lossless']).lower()}; {total_bytes / 1e6 / seconds:.1f} MB/s; data folder {out}")

@@ -3,6 +3,7 @@
 import sys
 import time
 from types import TracebackType
+from typing import Self
 
 import tqdm
 
@@ -20,10 +21,12 @@ class Progress:
         if not quiet and sys.stderr.isatty():
             self._bar = tqdm.tqdm(desc=label, total=total, unit=unit, unit_scale=True, unit_divisor=1000)
 
-    def __enter__(self) -> "Progress":
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self._bar is not None:
             self._bar.close()
 
@@ -37,4 +40,8 @@ class Progress:
         if self._bar is None and not self._quiet and now - self._last_line >= _LINE_INTERVAL_SECONDS:
             self._last_line = now
             percent = 100 * done / self._total if self._total else 100.0
-            print(f"{self._label}: {percent:.0f}% after {now - self._started:.0f} s {note}".rstrip(), file=sys.stderr, flush=True)
+            print(
+                f"{self._label}: {percent:.0f}% after {now - self._started:.0f} s {note}".rstrip(),
+                file=sys.stderr,
+                flush=True,
+            )

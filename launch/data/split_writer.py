@@ -42,12 +42,15 @@ class EncodedDocuments:
 
 
 class SplitWriter:
-    """Shards `NAME_SPLIT_%06d.bin` of `shard_tokens` tokens each, with `NAME_SPLIT_bytes_%06d.bin` beside them if `with_bytes`.
+    """Shards `NAME_SPLIT_%06d.bin` of `shard_tokens` tokens each, with `NAME_SPLIT_bytes_%06d.bin` beside them if
+    `with_bytes`.
 
     Documents may straddle shards. `totals` are the split's row of the manifest.
     """
 
-    def __init__(self, folder: Path, name: str, split: str, shard_tokens: int, *, lossless: bool, with_bytes: bool) -> None:
+    def __init__(
+        self, folder: Path, name: str, split: str, shard_tokens: int, *, lossless: bool, with_bytes: bool
+    ) -> None:
         self._folder, self._name, self._split, self._shard_tokens = folder, name, split, shard_tokens
         self._lossless, self._with_bytes = lossless, with_bytes
         self._files: list[BinaryIO] = []
@@ -58,7 +61,7 @@ class SplitWriter:
         self.totals = dict.fromkeys(counters, 0)
 
     def write(self, documents: EncodedDocuments) -> None:
-        """Append documents. RuntimeError, before anything of them is written, if some document's bytes do not add up."""
+        """Append documents. RuntimeError, before any of them is written, if some document's bytes do not add up."""
         self.totals["empty_documents"] += documents.num_empty
         if not len(documents):
             return
@@ -69,7 +72,7 @@ class SplitWriter:
                 self._open_shard()
             part = slice(position, position + self._shard_tokens - self._shard_fill)
             for file, column in zip(self._files, (documents.ids, documents.token_bytes), strict=False):
-                file.write(memoryview(np.ascontiguousarray(column[part], "<u2")).cast("B"))
+                file.write(column[part].astype("<u2").tobytes())
             self._shard_fill += len(documents.ids[part])
             position = part.stop
             if self._shard_fill == self._shard_tokens:

@@ -1,8 +1,10 @@
-"""Byte counts per token from the vocabulary alone: the rule that the leaderboard's entries use for plain SentencePiece models.
+"""Byte counts per token from the vocabulary alone: the rule that the leaderboard's entries use for plain
+SentencePiece models.
 
-For a target y after x (methods.md 7.6): control, unknown and unused pieces count 0 bytes and are boundaries; a byte piece counts
-1; a piece that starts with the space marker counts its remaining UTF-8 bytes, plus 1 unless x is a boundary; any other piece its
-UTF-8 bytes. Shards that came without a byte sidecar are scored with it, and their ledger is then called unproved.
+For a target y after x (methods.md 7.6): control, unknown and unused pieces count 0 bytes and are boundaries; a byte
+piece counts 1; a piece that starts with the space marker counts its remaining UTF-8 bytes, plus 1 unless x is a
+boundary; any other piece its UTF-8 bytes. Shards that came without a byte sidecar are scored with it, and their
+ledger is then called unproved.
 """
 
 from dataclasses import dataclass
@@ -32,7 +34,7 @@ class ByteTable:
         With `spelled_marker` set, both must be runs of one token stream (`previous_ids` is `ids` shifted by one).
         """
         leading = self.has_leading_space[ids] & ~self.is_boundary[previous_ids]
-        counts = self.base_bytes[ids] + leading
+        counts: np.ndarray = self.base_bytes[ids] + leading
         if self.spelled_marker is not None and len(ids) >= 2:
             first, second, third = self.spelled_marker
             stream = np.concatenate((np.asarray(previous_ids[:1]), np.asarray(ids)))
@@ -59,7 +61,8 @@ def build(model: SentencePieceModel, *, lossless: bool) -> ByteTable:
         else:
             leading = piece.startswith(SPACE_MARKER) and not lossless
             has_leading_space[piece_id] = leading
-            # A marker further inside stands for a space too: text reaches pieces with its own U+2581 replaced or escaped.
+            # A marker further inside stands for a space too: text reaches pieces with its own U+2581 replaced or
+            # escaped.
             base_bytes[piece_id] = len(piece.replace(SPACE_MARKER, " ").encode()) - leading
     return ByteTable(base_bytes, has_leading_space, is_boundary, _spelled_marker(model))
 

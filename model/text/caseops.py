@@ -1,15 +1,17 @@
-"""CaseOps: a reversible rewriting of ASCII capitals as operators in front of lower-case words (`lossless_caps_caseops_v1`).
+"""CaseOps: a reversible rewriting of ASCII capitals as operators in front of lower-case words
+(`lossless_caps_caseops_v1`).
 
 Four private-use characters are the operators. A word is a maximal run of ASCII letters (methods.md 7.5):
 
     all lower case                    -> itself
     two or more letters, all capitals -> ALLCAPS word
     capital, then only lower case     -> TITLE word          (at least two letters)
-    anything else                     -> (TITLE if the first is a capital) first, then each later capital as CAPNEXT letter
+    anything else                     -> (TITLE if the first is a capital) word, each later capital as CAPNEXT letter
     an operator in the text itself    -> ESC operator
 
-`encode` followed by `decode` is the identity on every text; what a tokenizer with a lossy normalizer does afterwards is not.
-Our lossless CaseOps tokenizers also escape a literal U+2581 (`escape_marker=True`), as ESC '1': see `model.text.escape`.
+`encode` followed by `decode` is the identity on every text; what a tokenizer with a lossy normalizer does afterwards
+is not. Our lossless CaseOps tokenizers also escape a literal U+2581 (`escape_marker=True`), as ESC '1': see
+`model.text.escape`.
 """
 
 import re
@@ -54,8 +56,8 @@ def _rewrite(match: re.Match[str]) -> str:
 def decode(transformed: str, *, escape_marker: bool = False) -> str:
     """Undo `encode`. Raises ValueError where the operators are not as the encoder could have placed them.
 
-    TITLE and ALLCAPS stand only outside a word and directly before a letter, CAPNEXT directly before a letter; ESC makes
-    the next character literal.
+    TITLE and ALLCAPS stand only outside a word and directly before a letter, CAPNEXT directly before a letter; ESC
+    makes the next character literal.
     """
     out: list[str] = []
     pending = ""  # the operator that waits for its letter
@@ -72,7 +74,9 @@ def decode(transformed: str, *, escape_marker: bool = False) -> str:
             out.append(char.upper() if pending or all_caps else char)
             pending, inside_word = "", True
         elif pending:
-            raise ValueError(f"CaseOps: operator U+{ord(pending):04X} before position {position} has no letter to act on")
+            raise ValueError(
+                f"CaseOps: operator U+{ord(pending):04X} before position {position} has no letter to act on"
+            )
         elif char == ESC:
             escaped = True
         elif char == CAPNEXT:
@@ -92,8 +96,8 @@ def decode(transformed: str, *, escape_marker: bool = False) -> str:
 def original_bytes(transformed: str) -> np.ndarray:
     """UTF-8 bytes of the original text that each character of `encode`'s result stands for; int64 [len(transformed)].
 
-    Operators count 0, an escaped character the 3 bytes of what it stands for, anything else its own length. The operators before
-    a letter need no state here: a letter is one byte in either case.
+    Operators count 0, an escaped character the 3 bytes of what it stands for, anything else its own length. The
+    operators before a letter need no state here: a letter is one byte in either case.
     """
     points = code_points(transformed)
     counts = utf8_lengths(points)

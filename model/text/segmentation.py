@@ -1,12 +1,14 @@
 """Cutting text where a BPE tokenizer cannot tell the difference, so that each distinct piece of text is encoded once.
 
-SentencePiece BPE merges neighbours by rank alone. If no piece of the vocabulary holds a space after a non-space, no merge crosses
-the place before a space, and the encoding of a text is the concatenation of the encodings of its segments (a run of white space and
-what follows). Text repeats itself: most segments have been seen before and cost one dictionary look-up.
+SentencePiece BPE merges neighbours by rank alone. If no piece of the vocabulary holds a space after a non-space, no
+merge crosses the place before a space, and the encoding of a text is the concatenation of the encodings of its
+segments (a run of white space and what follows). Text repeats itself: most segments have been seen before and cost
+one dictionary look-up.
 
-The cut must also be invisible to the normalizer, whose rules replace character sequences: a cut is made only after a printable ASCII
-character, and only if no rule's left side holds a printable ASCII character followed by white space. `boundary_characters` checks
-each condition on the model at hand; where one fails it drops the character, and with none left texts are encoded whole.
+The cut must also be invisible to the normalizer, whose rules replace character sequences: a cut is made only after a
+printable ASCII character, and only if no rule's left side holds a printable ASCII character followed by white space.
+`boundary_characters` checks each condition on the model at hand; where one fails it drops the character, and with
+none left texts are encoded whole.
 """
 
 import re
@@ -34,7 +36,10 @@ def boundary_characters(model: SentencePieceModel, normalize: Callable[[str], st
     while image_of:
         images = set(image_of.values())
         crossed = {
-            piece[at] for piece in texts for at in range(1, len(piece)) if piece[at] in images and piece[at - 1] not in images
+            piece[at]
+            for piece in texts
+            for at in range(1, len(piece))
+            if piece[at] in images and piece[at - 1] not in images
         }
         if not crossed:
             break
@@ -43,7 +48,9 @@ def boundary_characters(model: SentencePieceModel, normalize: Callable[[str], st
 
 
 def segment_pattern(boundaries: str) -> re.Pattern[str]:
-    """A pattern whose matches, joined, are the text: white space, then text up to a printable ASCII character before white space."""
+    """A pattern whose matches, joined, are the text: white space, then text up to a printable ASCII character before
+    white space.
+    """
     if not boundaries:
         return re.compile(r"(?s).+")
     space = f"[{re.escape(boundaries)}]"
@@ -54,10 +61,10 @@ def segment_pattern(boundaries: str) -> re.Pattern[str]:
 def _rule_ends_in(charsmap: bytes, char: str) -> bool:
     """Whether some normalization rule has a printable ASCII character followed by `char` on its left side.
 
-    The rules are a double-array trie (darts-clone): a unit holds the label of the edge that leads to it, and an offset to the
-    base of its children; the child for byte b lies at base xor b. Every child has its own base, so no walk is needed: look at
-    each unit reached by a printable character for a child labelled `char`. Units that are not in use can only make the answer
-    a needless yes.
+    The rules are a double-array trie (darts-clone): a unit holds the label of the edge that leads to it, and an
+    offset to the base of its children; the child for byte b lies at base xor b. Every child has its own base, so no
+    walk is needed: look at each unit reached by a printable character for a child labelled `char`. Units that are not
+    in use can only make the answer a needless yes.
     """
     if not charsmap:
         return False

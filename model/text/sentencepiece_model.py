@@ -1,8 +1,8 @@
 """What a SentencePiece .model file says about itself: pieces, their types, and the normalizer's settings.
 
-The sentencepiece package hides the piece types and the normalizer from Python, and its generated protobuf module depends on
-the protobuf runtime that happens to be installed. The file is a small protobuf message (sentencepiece_model.proto), so the
-dozen fields needed are read from the wire format here.
+The sentencepiece package hides the piece types and the normalizer from Python, and its generated protobuf module
+depends on the protobuf runtime that happens to be installed. The file is a small protobuf message
+(sentencepiece_model.proto), so the dozen fields needed are read from the wire format here.
 """
 
 import enum

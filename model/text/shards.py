@@ -1,9 +1,10 @@
 """Token shards in the community's `.bin` format, and the folder that holds them.
 
-A shard is 256 little-endian int32 (magic 20240520, version 1, number of tokens, zeros) and then that many little-endian uint16 token
-ids. Names: `NAME_train_%06d.bin`, `NAME_val_%06d.bin` and, with the same layout, `NAME_val_bytes_%06d.bin`, whose entry i is the
-number of original UTF-8 bytes credited to validation token i. `albatross data prepare` adds `tokenizer.model`,
-`NAME_val_documents.npy` (uint32 text bytes of each validation document) and the manifest `data.json`.
+A shard is 256 little-endian int32 (magic 20240520, version 1, number of tokens, zeros) and then that many
+little-endian uint16 token ids. Names: `NAME_train_%06d.bin`, `NAME_val_%06d.bin` and, with the same layout,
+`NAME_val_bytes_%06d.bin`, whose entry i is the number of original UTF-8 bytes credited to validation token i.
+`albatross data prepare` adds `tokenizer.model`, `NAME_val_documents.npy` (uint32 text bytes of each validation
+document) and the manifest `data.json`.
 """
 
 import bisect
@@ -38,7 +39,7 @@ def shard_header(num_tokens: int) -> bytes:
 
 
 def write_shard(path: str | Path, tokens: np.ndarray) -> None:
-    """Write `tokens` (integers that fit uint16, one dimension) as a shard: to a temporary name, synced, then renamed."""
+    """Write `tokens` (one dimension of integers that fit uint16) as a shard: a temporary name, synced, renamed."""
     path = Path(path)
     tokens = np.asarray(tokens)
     if tokens.ndim != 1 or (len(tokens) and (tokens.min() < 0 or tokens.max() > 0xFFFF)):
@@ -47,7 +48,7 @@ def write_shard(path: str | Path, tokens: np.ndarray) -> None:
     try:
         with open(temporary, "xb") as file:
             file.write(shard_header(len(tokens)))
-            file.write(memoryview(np.ascontiguousarray(tokens, "<u2")).cast("B"))
+            file.write(tokens.astype("<u2").tobytes())
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -107,7 +108,10 @@ class TokenStream:
 
     def document_starts(self) -> np.ndarray:
         """Positions of the BOS tokens, int64, ascending."""
-        found = [np.flatnonzero(shard == BOS_ID) + start for shard, start in zip(self.shards, self.shard_starts, strict=False)]
+        found = [
+            np.flatnonzero(shard == BOS_ID) + start
+            for shard, start in zip(self.shards, self.shard_starts, strict=False)
+        ]
         return np.concatenate(found) if found else np.zeros(0, np.int64)
 
 
@@ -125,7 +129,9 @@ class DataFolder:
 
     @classmethod
     def open(cls, path: str | Path) -> "DataFolder":
-        """List a folder's shards. InputError if it is missing, holds no shards, or its shard names or manifest make no sense."""
+        """List a folder's shards. InputError if it is missing, holds no shards, or its shard names or manifest make
+        no sense.
+        """
         folder = Path(path)
         if not folder.is_dir():
             raise InputError(f"{folder}: no such data folder")
@@ -172,7 +178,9 @@ class DataFolder:
         stream = TokenStream(list(self.val_bytes_paths))
         lengths, wanted = [len(shard) for shard in stream.shards], [len(shard) for shard in self.val.shards]
         if lengths != wanted:
-            raise InputError(f"{self.path}: the val_bytes shards hold {lengths} entries, the val shards {wanted} tokens")
+            raise InputError(
+                f"{self.path}: the val_bytes shards hold {lengths} entries, the val shards {wanted} tokens"
+            )
         return stream.read(0, stream.num_tokens)
 
     @cached_property
@@ -181,7 +189,7 @@ class DataFolder:
         if self.val_documents_path is None:
             return None
         try:
-            counts = np.load(self.val_documents_path, allow_pickle=False)
+            counts: np.ndarray = np.load(self.val_documents_path, allow_pickle=False)
         except (OSError, ValueError) as error:
             raise InputError(f"{self.val_documents_path}: not a NumPy array file ({error})") from None
         if counts.ndim != 1 or counts.dtype != np.uint32:

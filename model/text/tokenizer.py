@@ -2,13 +2,15 @@
 
 Four kinds of model load here, told apart by what the model file says of itself:
 
-- *lossless*: identity normalization, byte fallback and the escape piece of `model.text.escape`; `decode(encode(text)) == text`;
+- *lossless*: identity normalization, byte fallback and the escape piece of `model.text.escape`; `decode(encode(text))
+  == text`;
 - *lossless CaseOps*: the same after the transform of `model.text.caseops`;
 - *CaseOps* with the community's normalization, and any other SentencePiece model: lossy, and said to be.
 
-Every token stands for a slice of the original text, and `encode_with_bytes` counts that slice's UTF-8 bytes (methods.md 7.5, "byte
-side-car"): where one character becomes several tokens the last one takes all its bytes, white space that normalization collapses
-belongs to the token that it stands before, and white space stripped from a document's ends belongs to nobody.
+Every token stands for a slice of the original text, and `encode_with_bytes` counts that slice's UTF-8 bytes
+(methods.md 7.5, "byte side-car"): where one character becomes several tokens the last one takes all its bytes, white
+space that normalization collapses belongs to the token that it stands before, and white space stripped from a
+document's ends belongs to nobody.
 """
 
 import hashlib
@@ -59,7 +61,9 @@ class Tokenizer:
             raise InputError(f"{name}: not a SentencePiece model ({_one_line(error)})") from None
         self.vocab_size = len(self.model.pieces)
         if self.vocab_size > MAX_VOCAB_SIZE:
-            raise InputError(f"{name}: {self.vocab_size} pieces; token shards hold 16-bit ids, at most {MAX_VOCAB_SIZE}")
+            raise InputError(
+                f"{name}: {self.vocab_size} pieces; token shards hold 16-bit ids, at most {MAX_VOCAB_SIZE}"
+            )
         if self.vocab_size <= BOS_ID or self.model.types[BOS_ID] != PieceType.CONTROL:
             raise InputError(f"{name}: piece {BOS_ID} must be the control piece that begins a document (BOS)")
         special = {piece for piece, kind in zip(self.model.pieces, self.model.types, strict=True) if kind == 4}
@@ -95,10 +99,14 @@ class Tokenizer:
         return self.encode_text(text).ids
 
     def encode_with_bytes(self, text: str) -> tuple[np.ndarray, np.ndarray]:
-        """(tokens uint16 [T], original UTF-8 bytes of each uint16 [T]). InputError if a token stands for more than 65,535 bytes."""
+        """(tokens uint16 [T], original UTF-8 bytes of each uint16 [T]). InputError if a token stands for more than
+        65,535 bytes.
+        """
         encoded = self.encode_text(text)
         if len(encoded.token_bytes) and encoded.token_bytes.max() > MAX_TOKEN_BYTES:
-            raise InputError(f"one token stands for {encoded.token_bytes.max()} bytes of text; a side-car entry holds {MAX_TOKEN_BYTES}")
+            raise InputError(
+                f"one token stands for {encoded.token_bytes.max()} bytes of text; an entry holds {MAX_TOKEN_BYTES}"
+            )
         return encoded.ids, encoded.token_bytes.astype(np.uint16)
 
     def encode_text(self, text: str) -> EncodedText:
@@ -146,7 +154,9 @@ class Tokenizer:
 
     @cached_property
     def _piece_bytes(self) -> list[bytes]:
-        """UTF-8 bytes of each piece in normalized text, spaces as U+2581; byte pieces are one byte, control pieces none."""
+        """UTF-8 bytes of each piece in normalized text, spaces as U+2581; byte pieces are one byte, control pieces
+        none.
+        """
         return [
             bytes([int(piece[3:5], 16)])
             if kind == PieceType.BYTE
@@ -174,8 +184,9 @@ class Tokenizer:
     def _encode_segments(self, segments: list[str]) -> tuple[np.ndarray, int]:
         """Records (id, token bytes, changed bytes) [T, 3] uint32, and the uncredited bytes at the two ends.
 
-        The first and the last segment and those never met before go through SentencePiece as one shorter text; it may be cut at
-        the same places. The ends are not cached: what normalization does there, it does to no inner segment.
+        The first and the last segment and those never met before go through SentencePiece as one shorter text; it may
+        be cut at the same places. The ends are not cached: what normalization does there, it does to no inner
+        segment.
         """
         if not segments:
             return _records(b""), 0
@@ -190,7 +201,9 @@ class Tokenizer:
         return _records(encoded[0] + b"".join(map(self._cache.__getitem__, inner)) + last), uncredited_bytes
 
     def _encode_parts(self, parts: list[str]) -> tuple[list[bytes], int]:
-        """Packed records of each part of a transformed text, and the bytes that normalization stripped from the text's ends."""
+        """Packed records of each part of a transformed text, and the bytes that normalization stripped from the
+        text's ends.
+        """
         transformed = "".join(parts)
         ids = np.array(self._processor.encode(transformed), np.int64)
         normalized, origins = self._normalize(transformed)
@@ -198,7 +211,8 @@ class Tokenizer:
         token_ends = np.cumsum(self._token_lengths(ids, transformed))
         if (token_ends[-1] if len(ids) else 0) != character_starts[-1]:
             raise AssertionError(f"the pieces of {transformed[:80]!r} do not cover its normalized form")
-        # A token that ends inside a character (a byte piece) ends where that character begins: the last piece takes it all.
+        # A token that ends inside a character (a byte piece) ends where that character begins: the last piece takes
+        # it all.
         end_characters = np.searchsorted(character_starts, token_ends, side="right") - 1
         credit = _starts(self._original_bytes(transformed))
         token_credit = credit[np.concatenate((origins[:1], origins[end_characters]))]
@@ -210,7 +224,9 @@ class Tokenizer:
         first_characters = np.searchsorted(origins[:-1], part_starts)
         first_tokens = np.searchsorted(token_ends, character_starts[first_characters], side="right")
         first_tokens[0] = 0
-        if not np.array_equal(_starts(np.diff(token_ends, prepend=0))[first_tokens[1:-1]], character_starts[first_characters[1:-1]]):
+        if not np.array_equal(
+            _starts(np.diff(token_ends, prepend=0))[first_tokens[1:-1]], character_starts[first_characters[1:-1]]
+        ):
             raise AssertionError(f"a token of {transformed[:80]!r} reaches over a cut")
         if not self.lossless:
             self._count_changes(records, first_tokens, part_starts, transformed, normalized, origins, credit)
@@ -229,7 +245,9 @@ class Tokenizer:
         origins: np.ndarray,
         credit: np.ndarray,
     ) -> None:
-        """Write the bytes that normalization changes, without those it strips from the ends, to each part's last token."""
+        """Write the bytes that normalization changes, without those it strips from the ends, to each part's last
+        token.
+        """
         changed = np.diff(credit)
         changed[: origins[0]] = 0
         changed[origins[-1] :] = 0
@@ -241,7 +259,7 @@ class Tokenizer:
     def _token_lengths(self, ids: np.ndarray, transformed: str) -> np.ndarray:
         """Bytes of normalized text per token."""
         if self.model.byte_fallback:
-            return self._piece_lengths[ids]
+            return np.take(self._piece_lengths, ids)
         pieces = self._processor.encode(transformed, out_type=str)  # an unknown piece is as long as what it replaces
         return np.array([len(piece.encode()) for piece in pieces], np.int64)
 

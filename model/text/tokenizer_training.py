@@ -13,15 +13,15 @@ NUM_RESERVED_PIECES = 4  # pad, BOS, EOS, unknown
 NUM_BYTE_PIECES = 256
 # SentencePiece drops training sentences above 4,192 bytes; ours are lines, cut where longer.
 _MAX_SENTENCE_CHARACTERS = 1_000
-_SENTENCE = re.compile(r"[^\n]{1,%d}(?:(?<=\S)(?=\s)|\n|\Z)|[^\n]{1,%d}" % ((_MAX_SENTENCE_CHARACTERS,) * 2))
+_SENTENCE = re.compile(rf"[^\n]{{1,{_MAX_SENTENCE_CHARACTERS}}}(?=[ \n]|\Z)|[^\n]{{1,{_MAX_SENTENCE_CHARACTERS}}}")
 
 
 def train_lossless(texts: Iterable[str], vocab_size: int) -> bytes:
     """Train a lossless BPE model (see `model.text.escape`); returns the serialized model.
 
-    Identity normalization, byte fallback, no dummy prefix, all white space kept, digits split, the line feed a piece of its own.
-    Ids: pad 0, BOS 1, EOS 2, unknown 3, the escape, the line feed, 256 byte pieces, then the rest. InputError when `vocab_size`
-    is too small for the alphabet or too large for the text.
+    Identity normalization, byte fallback, no dummy prefix, all white space kept, digits split, the line feed a piece
+    of its own. Ids: pad 0, BOS 1, EOS 2, unknown 3, the escape, the line feed, 256 byte pieces, then the rest.
+    InputError when `vocab_size` is too small for the alphabet or too large for the text.
     """
     sentences = (line for text in texts for line in _SENTENCE.findall(escape.escape(text)))
     return _train(
@@ -59,7 +59,9 @@ def _train(sentences: Iterable[str], vocab_size: int, **settings: object) -> byt
             **settings,
         )
     except (RuntimeError, OSError) as error:
-        raise InputError(f"tokenizer training with {vocab_size} pieces failed: {' '.join(str(error).split())}") from None
+        raise InputError(
+            f"tokenizer training with {vocab_size} pieces failed: {' '.join(str(error).split())}"
+        ) from None
     return model.getvalue()
 
 
