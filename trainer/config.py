@@ -1,4 +1,4 @@
-"""How to train: data order, optimizers, schedules, averaging, what to log and save. Nothing about the network's shape."""
+"""How to train: data order, optimizers, schedules, averaging, what to log and save; nothing about the network."""
 
 from __future__ import annotations
 

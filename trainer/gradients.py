@@ -23,7 +23,7 @@ def average_gradients(parameters: Sequence[Parameter], ranks: Ranks) -> None:
     flat = torch.cat([g.flatten() for g in gradients])
     ranks.average(flat)
     torch._foreach_copy_(
-        gradients, [f.view_as(g) for f, g in zip(flat.split([g.numel() for g in gradients]), gradients)]
+        gradients, [f.view_as(g) for f, g in zip(flat.split([g.numel() for g in gradients]), gradients, strict=True)]
     )
 
 

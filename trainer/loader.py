@@ -49,7 +49,7 @@ class SequentialLoader:
         return (first + np.arange(self._config.num_sequences)) % self.num_samples
 
     def micro_batch(self, step: int, index: int) -> tuple[Tensor, Tensor]:
-        """Ids and targets of this rank's micro-batch `index`, int64 [sequences, sequence_tokens] each, on its device."""
+        """Ids and targets of this rank's micro-batch `index`, int64 [sequences, sequence_tokens], on its device."""
         length = self._config.sequence_tokens
         first = (index * self._ranks.size + self._ranks.rank) * self.micro_batch_sequences
         numbers = self.sample_numbers(step)[first : first + self.micro_batch_sequences]

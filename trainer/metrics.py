@@ -4,36 +4,31 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 
 class Metrics:
-    """Writes metrics.jsonl and the console; silent on every rank but the first (pass no folder).
+    """Appends to metrics.jsonl and log.txt in the run folder, and prints; files are closed after every line.
 
     Args:
-        run_dir: gets metrics.jsonl and log.txt, appended to; None: write nothing.
+        run_dir: None writes and prints nothing (every rank but the first).
     """
 
     def __init__(self, run_dir: Path | None) -> None:
-        self._files: list[TextIO] = []
-        self._rows: TextIO | None = None
-        self._log: TextIO | None = None
-        if run_dir is not None:
-            self._rows = open(run_dir / "metrics.jsonl", "a", encoding="utf-8")
-            self._log = open(run_dir / "log.txt", "a", encoding="utf-8")
+        self._run_dir = run_dir
 
     def line(self, text: str) -> None:
         """A line for people, on the console and in log.txt."""
-        if self._log is not None:
+        if self._run_dir is not None:
             print(text, flush=True)
-            print(text, file=self._log, flush=True)
+            _append(self._run_dir / "log.txt", text)
 
     def row(self, **values: Any) -> None:
-        """A row for tools."""
-        if self._rows is not None:
-            print(json.dumps(values), file=self._rows, flush=True)
+        """A row for tools, in metrics.jsonl."""
+        if self._run_dir is not None:
+            _append(self._run_dir / "metrics.jsonl", json.dumps(values))
 
-    def close(self) -> None:
-        for file in (self._rows, self._log):
-            if file is not None:
-                file.close()
+
+def _append(path: Path, line: str) -> None:
+    with path.open("a", encoding="utf-8") as file:
+        print(line, file=file)

@@ -80,11 +80,7 @@ def train(
         OSError: the final checkpoint could not be written.
     """
     metrics = Metrics(run_dir if ranks.is_first else None)
-    try:
-        run = _Run(model_config, training, data, ledger, run_dir, ranks, metrics, resume, replay_clock)
-        return run.to_the_end()
-    finally:
-        metrics.close()
+    return _Run(model_config, training, data, ledger, run_dir, ranks, metrics, resume, replay_clock).to_the_end()
 
 
 class _Run:

@@ -31,7 +31,8 @@ def test_round_trip(tmp_path: Path) -> None:
     path = checkpoints.save(tmp_path, 7, saved, keep=2)
     loaded = checkpoints.load(path)
     assert loaded.state == {"format": 1, **saved.state}
-    assert saved.averages is not None and loaded.averages is not None
+    assert saved.averages is not None
+    assert loaded.averages is not None
     for mine, theirs in (
         (saved.weights, loaded.weights),
         (saved.averages, loaded.averages),
@@ -68,8 +69,10 @@ def test_damage_is_named_and_the_previous_step_taken(tmp_path: Path, damaged: st
     with pytest.raises(InputError, match=damaged):
         checkpoints.load(newest)
     path, skipped = checkpoints.newest_valid(tmp_path)
-    assert path is not None and path.name == "step_000001"
-    assert len(skipped) == 1 and damaged in skipped[0]
+    assert path is not None
+    assert path.name == "step_000001"
+    assert len(skipped) == 1
+    assert damaged in skipped[0]
 
 
 def test_a_folder_without_manifest_is_no_checkpoint(tmp_path: Path) -> None:
@@ -106,6 +109,6 @@ def test_loading_executes_nothing(tmp_path: Path) -> None:
     data = (path / "weights.pt").read_bytes()
     manifest["weights.pt"] = [len(data), checkpoints.hashlib.sha256(data).hexdigest()]
     (path / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(Exception, match="[Uu]nsupported|weights_only|WeightsUnpickler"):
+    with pytest.raises(Exception, match=r"[Uu]nsupported|weights_only|WeightsUnpickler"):
         checkpoints.load(path)
     assert not (tmp_path / "executed").exists()

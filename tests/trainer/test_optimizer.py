@@ -47,7 +47,7 @@ def test_update_of_every_matrix_has_near_equal_singular_values(model: GPT) -> No
         values = torch.linalg.svdvals(parameter.detach() - before[name])
         rows, columns = parameter.shape
         scale = max(1.0, rows / columns) ** 0.5
-        assert 0.6 * scale < values.min() and values.max() < 1.25 * scale, name
+        assert 0.6 * scale < values.min() < values.max() < 1.25 * scale, name
     assert optimizer.num_orthogonalized == 6 * CONFIG.num_layers
 
 

@@ -87,7 +87,10 @@ def test_training_learns_and_reports(alone: Path) -> None:
     assert losses[1] == pytest.approx(np.log(64), abs=0.3)
     assert losses[20] < losses[1] - 0.5
     log = (alone / "log.txt").read_text()
-    assert "step:20/20 train_loss:" in log and "val_loss:" in log and "val_bpb:" in log and "step_avg:" in log
+    assert "step:20/20 train_loss:" in log
+    assert "val_loss:" in log
+    assert "val_bpb:" in log
+    assert "step_avg:" in log
     counted = json.loads((alone / "orthogonalized_0.json").read_text())
     assert counted == {"orthogonalized": 20 * 18, "steps": 20}
 
@@ -126,16 +129,20 @@ def test_sigterm_saves_and_a_replayed_clock_gives_the_same_run(data: Path, tmp_p
     record = tmp_path / "wall" / "metrics.jsonl"
     deadline = time.monotonic() + 120
     while not (record.is_file() and len(record.read_text().splitlines()) >= 5):
-        assert process.poll() is None and time.monotonic() < deadline
+        assert process.poll() is None
+        assert time.monotonic() < deadline
         time.sleep(0.02)
     process.send_signal(signal.SIGTERM)
     output = process.communicate(timeout=120)[0].decode()
-    assert process.returncode != 0 and "Preempted" in output, output
+    assert process.returncode != 0, output
+    assert "Preempted" in output, output
     saved, skipped = checkpoints.newest_valid(tmp_path / "wall" / "checkpoints")
-    assert saved is not None and not skipped
+    assert saved is not None
+    assert not skipped
     run({**job, "resume": str(saved)})
     replayed = run({**job, "run_dir": str(tmp_path / "again"), "replay": str(record)})
     assert rows(replayed) == rows(tmp_path / "wall")
     assert len(rows(replayed)) > 5
     clock = list(rows(replayed, "clock").values())
-    assert clock == sorted(clock) and clock[-1] < 1
+    assert clock == sorted(clock)
+    assert clock[-1] < 1

@@ -1,6 +1,6 @@
 """One rank of a small training run, for tests: `train_worker.py JSON`, with RANK and WORLD_SIZE in the environment.
 
-JSON keys: data, run_dir, training (fields of TrainingConfig), optional resume (checkpoint folder), replay (metrics file).
+JSON keys: data, run_dir, training (of TrainingConfig); optional: resume (checkpoint folder), replay (metrics file).
 Rank 0 leaves run_dir/result.json and every rank run_dir/orthogonalized_RANK.json.
 """
 
