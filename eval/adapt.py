@@ -72,11 +72,12 @@ class DocumentAdapter:
     ) -> None:
         """Scores one chunk of every document of the batch, commits, and then learns from it.
 
-        `spans` are the step's spans with targets counted in the stream; ids and targets are [B, T] on the device.
+        `spans` are the step's spans with targets counted in the stream; ids [B, T] and targets
+        [B, T - step.first_position] are on the device.
         """
         trains = bool(step.trains.any())
         with torch.set_grad_enabled(trains):
-            nll = self.model.token_nll(ids, targets, adapters=self.adapters)
+            nll = self.model.token_nll(ids, targets, adapters=self.adapters, first_position=step.first_position)
         scores.commit(nll, spans)
         if not trains:
             return
@@ -137,14 +138,17 @@ def _score_batch(
     device = model.embedding.weight.device
     starts = documents.starts[batch]
     for step in chunk_steps(documents.num_targets[batch], config.chunk_tokens, config.window_tokens):
-        ids, targets = _fill_buffers(tokens, starts, step)
+        ids, targets = _fill_buffers(tokens, starts[step.first_row :], step)
         ids, targets = ids.to(device), targets.to(device)
-        spans = [span._replace(target=span.target + int(starts[span.row])) for span in step.spans]
+        spans = [
+            span._replace(target=span.target + int(start))
+            for span, start in zip(step.spans, starts[step.first_row :], strict=True)
+        ]
         if adapter is not None:
             adapter.step(ids, targets, step, spans, scores)
         else:
             with torch.inference_mode():
-                scores.commit(model.token_nll(ids, targets), spans)
+                scores.commit(model.token_nll(ids, targets, first_position=step.first_position), spans)
         nats = scores.flush()
         if proceed is not None and not proceed(sum(span.length for span in spans), nats):
             return False
@@ -154,11 +158,11 @@ def _score_batch(
 def _fill_buffers(
     tokens: npt.NDArray[np.integer], starts: IntArray, step: ChunkStep
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Left-aligned windows [B, T] and their targets, id 0 to the right of shorter ones and in rows that have ended."""
+    """Left-aligned windows [B, T] and targets [B, T - first_position], id 0 to the right of shorter ones."""
     ids = np.zeros((len(starts), step.buffer_tokens), dtype=np.int64)
     targets = np.zeros_like(ids)
     windows = zip(starts.tolist(), step.window_starts.tolist(), step.window_ends.tolist(), strict=True)
     for row, (start, first, end) in enumerate(windows):
         ids[row, : end - first] = tokens[start + first : start + end]
         targets[row, : end - first] = tokens[start + first + 1 : start + end + 1]
-    return torch.from_numpy(ids), torch.from_numpy(targets)
+    return torch.from_numpy(ids), torch.from_numpy(targets[:, step.first_position :])

@@ -18,7 +18,7 @@ IntArray = npt.NDArray[np.int64]
 
 
 class Span(NamedTuple):
-    """`length` targets from `target` on, whose losses stand in `row` of a batch from `column` on."""
+    """`length` targets from `target` on, whose losses stand in `row` of a tensor of losses from `column` on."""
 
     row: int
     column: int
@@ -81,9 +81,12 @@ def fixed_windows(num_targets: int, context_tokens: int) -> WindowPlan:
 
 
 def window_batches(plan: WindowPlan, batch_windows: int) -> list[tuple[int, int]]:
-    """Cuts a plan into batches [first, end) of at most `batch_windows` consecutive windows of equal length."""
-    lengths = plan.ends - plan.starts
-    cuts = [0, *(np.flatnonzero(np.diff(lengths)) + 1).tolist(), len(plan)]
+    """Cuts a plan into batches [first, end) of at most `batch_windows` consecutive windows of one shape.
+
+    Windows of one shape have the same length and score the same number of targets.
+    """
+    changes = (np.diff(plan.ends - plan.starts) != 0) | (np.diff(plan.ends - plan.first_scored) != 0)
+    cuts = [0, *(np.flatnonzero(changes) + 1).tolist(), len(plan)]
     batches: list[tuple[int, int]] = []
     for run_start, run_end in itertools.pairwise(cuts):
         firsts = range(run_start, run_end, batch_windows)
@@ -107,37 +110,47 @@ class ChunkStep:
     """One step of score-first adaptation on a batch of documents (methods.md 8.5). Arrays have one entry per row.
 
     index: chunk number k, the same for all rows.
+    first_row: rows before it have ended; they are left out of the forward and of the arrays below.
     window_starts, window_ends: row b reads tokens window_starts[b] .. window_ends[b] - 1 of *its document*, from
-        column 0 of the buffer on; equal where the row's document has ended.
-    buffer_tokens: width of the buffer, at least every window's length.
-    spans: where the scored targets' losses stand, one span per row that has not ended; targets count from the start of
-        the document.
+        column 0 of the buffer on.
+    buffer_tokens: width of the buffer, the longest window.
+    first_position: columns before it are context in every row; losses are computed from it on.
+    spans: where the scored targets' losses stand among those computed, one span per row; targets count from the start
+        of the document.
     trains: rows whose document has a later chunk, so that this chunk may be trained on.
     """
 
     index: int
+    first_row: int
     window_starts: IntArray
     window_ends: IntArray
     buffer_tokens: int
+    first_position: int
     spans: tuple[Span, ...]
     trains: npt.NDArray[np.bool_]
 
 
 def chunk_steps(num_targets: IntArray, chunk_tokens: int, window_tokens: int) -> Iterator[ChunkStep]:
-    """The steps of one batch of documents with these numbers of targets.
+    """The steps of one batch of documents with these numbers of targets, in ascending order.
 
     Chunk k of a document with n targets covers targets [k c, e), e = min((k + 1) c, n), and reads tokens
     [max(0, e - window_tokens), e). The last chunk of each document, however short, is scored and never trained on.
+    Raises ValueError if the documents aren't in ascending order of length.
     """
     num_targets = np.asarray(num_targets, dtype=np.int64)
+    if bool((np.diff(num_targets) < 0).any()):
+        raise ValueError("documents of a batch must be in ascending order of length")
     num_chunks = -(-num_targets // chunk_tokens)
-    for index in range(int(num_chunks.max())):
-        alive = index < num_chunks
-        ends = np.where(alive, np.minimum((index + 1) * chunk_tokens, num_targets), 0)
-        starts = np.maximum(0, ends - window_tokens)
+    for index in range(int(num_chunks[-1])):
+        first_row = int(np.searchsorted(num_chunks, index, side="right"))
         first = index * chunk_tokens
+        ends = np.minimum(first + chunk_tokens, num_targets[first_row:])
+        starts = np.maximum(0, ends - window_tokens)
+        columns = first - starts
+        first_position = int(columns.min())
         spans = tuple(
-            Span(int(row), int(first - starts[row]), first, int(ends[row] - first)) for row in np.flatnonzero(alive)
+            Span(row, column - first_position, first, length)
+            for row, (column, length) in enumerate(zip(columns.tolist(), (ends - first).tolist(), strict=True))
         )
-        trains = index < num_chunks - 1
-        yield ChunkStep(index, starts, ends, int((ends - starts).max()), spans, trains)
+        trains = index < num_chunks[first_row:] - 1
+        yield ChunkStep(index, first_row, starts, ends, int((ends - starts).max()), first_position, spans, trains)

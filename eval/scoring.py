@@ -44,7 +44,7 @@ class TokenArray:
 class ScoringModel(Protocol):
     """What scoring needs of model.network.gpt.GPT."""
 
-    def token_nll(self, ids: torch.Tensor, targets: torch.Tensor) -> torch.Tensor: ...
+    def token_nll(self, ids: torch.Tensor, targets: torch.Tensor, *, first_position: int = 0) -> torch.Tensor: ...
 
 
 Continue = Callable[[int, float], bool]
@@ -130,20 +130,12 @@ def _score_batch(
     region = torch.from_numpy(stream.read(base, int(starts[-1]) + num_tokens + 1 - base).astype(np.int64))
     windows = torch.stack([region[start - base : start - base + num_tokens + 1] for start in starts.tolist()])
     windows = windows.to(device)
+    first_position = int(plan.first_scored[first]) - base
     with torch.inference_mode():
-        nll = model.token_nll(windows[:, :-1], windows[:, 1:])
+        nll = model.token_nll(windows[:, :-1], windows[:, 1 + first_position :], first_position=first_position)
     scores.commit(nll, _spans(plan, first, end))
 
 
 def _spans(plan: WindowPlan, first: int, end: int) -> Sequence[Span]:
-    return [
-        Span(row, scored - start, scored, stop - scored)
-        for row, (start, scored, stop) in enumerate(
-            zip(
-                plan.starts[first:end].tolist(),
-                plan.first_scored[first:end].tolist(),
-                plan.ends[first:end].tolist(),
-                strict=True,
-            )
-        )
-    ]
+    scored, ends = plan.first_scored[first:end].tolist(), plan.ends[first:end].tolist()
+    return [Span(row, 0, start, stop - start) for row, (start, stop) in enumerate(zip(scored, ends, strict=True))]

@@ -29,7 +29,8 @@ class LowRankAdapter(nn.Module):
     """`Δ(x) = scale (x Aᵀ) Bᵀ` with a pair (A, B) for each batch row (LoRA, Hu et al. 2021).
 
     A [B, r, I] is drawn uniformly from ±1/sqrt(I), B [B, O, r] is zero, so a fresh adapter changes nothing.
-    Parameters are float32; the products run in x's type.
+    Parameters are float32; the products run in x's type. An input of fewer rows uses the last pairs, so that a batch
+    of documents in order of length can drop those that have ended.
     """
 
     def __init__(self, batch_size: int, num_inputs: int, num_outputs: int, rank: int, scale: float) -> None:
@@ -39,8 +40,9 @@ class LowRankAdapter(nn.Module):
         self.b = nn.Parameter(torch.empty(batch_size, num_outputs, rank))
 
     def forward(self, x: Tensor) -> Tensor:
-        low = torch.bmm(x, self.a.to(x.dtype).transpose(1, 2))
-        return self.scale * torch.bmm(low, self.b.to(x.dtype).transpose(1, 2))
+        first = self.a.shape[0] - x.shape[0]
+        low = torch.bmm(x, self.a[first:].to(x.dtype).transpose(1, 2))
+        return self.scale * torch.bmm(low, self.b[first:].to(x.dtype).transpose(1, 2))
 
 
 class AdapterSet(nn.Module):

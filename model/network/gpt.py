@@ -38,16 +38,23 @@ class GPT(nn.Module):
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
         self.skip_weights = nn.Parameter(torch.empty(self.plan.num_skips, config.model_dim))
 
-    def forward(self, ids: Tensor, cu_seqlens: Tensor | None = None, adapters: AdapterSet | None = None) -> Tensor:
-        """Logits after the soft cap, float32 [B, T, V] (float64 if activations are).
+    def forward(
+        self,
+        ids: Tensor,
+        cu_seqlens: Tensor | None = None,
+        adapters: AdapterSet | None = None,
+        first_position: int = 0,
+    ) -> Tensor:
+        """Logits after the soft cap, float32 [B, T - first_position, V] (float64 if activations are).
 
         Args:
             ids: token ids, integer [B, T].
             cu_seqlens: int32 [N + 1], for B = 1: document starts within the row, then T (padding with T is allowed);
                 attention stays within a document. None: rows are independent and attention is causal over the row.
-            adapters: private low-rank corrections, one set a row.
+            adapters: private low-rank corrections, one set a row; a batch of fewer rows uses the last ones.
+            first_position: positions before it are context only and get no logits.
         """
-        hidden = self._hidden(ids, cu_seqlens, adapters)
+        hidden = self._hidden(ids, cu_seqlens, adapters)[:, first_position:]
         head = adapters.head if adapters is not None else None
         logits = project(hidden, self.embedding.weight, head)
         logits = logits if logits.dtype == torch.float64 else logits.float()
@@ -55,10 +62,15 @@ class GPT(nn.Module):
         return cap * torch.tanh(logits / cap) if cap else logits
 
     def token_nll(
-        self, ids: Tensor, targets: Tensor, cu_seqlens: Tensor | None = None, adapters: AdapterSet | None = None
+        self,
+        ids: Tensor,
+        targets: Tensor,
+        cu_seqlens: Tensor | None = None,
+        adapters: AdapterSet | None = None,
+        first_position: int = 0,
     ) -> Tensor:
-        """Negative log-likelihood of each target in nats, float32 [B, T]; arguments as in `forward`."""
-        logits = self(ids, cu_seqlens, adapters)
+        """Negative log-likelihood in nats, float32, of targets [B, T - first_position]; arguments as in `forward`."""
+        logits = self(ids, cu_seqlens, adapters, first_position)
         return F.cross_entropy(logits.flatten(0, 1), targets.flatten().long(), reduction="none").view(targets.shape)
 
     def _hidden(self, ids: Tensor, cu_seqlens: Tensor | None, adapters: AdapterSet | None) -> Tensor:

@@ -43,6 +43,7 @@ def test_batches_cover_the_plan_with_windows_of_one_length(num_targets, context,
     for first, end in batches:
         assert end - first <= batch
         assert len(set((plan.ends - plan.starts)[first:end].tolist())) == 1
+        assert len(set((plan.ends - plan.first_scored)[first:end].tolist())) == 1
 
 
 def test_documents_run_to_the_next_bos_inclusive():
@@ -97,6 +98,7 @@ def test_equal_lengths_keep_stream_order():
 def test_chunk_steps_follow_the_definition(lengths, chunk, extra):
     """Against methods.md 8.5, document by document, in plain integer arithmetic."""
     window = chunk + extra
+    lengths.sort()
     expected: dict[tuple[int, int], tuple[int, int, int, int, bool]] = {}
     for row, n in enumerate(lengths):
         for k in range(-(-n // chunk)):
@@ -107,8 +109,15 @@ def test_chunk_steps_follow_the_definition(lengths, chunk, extra):
         assert step.buffer_tokens <= window
         for span in step.spans:
             start, end = int(step.window_starts[span.row]), int(step.window_ends[span.row])
-            assert span.column == span.target - start
+            assert step.first_position + span.column == span.target - start
             assert end - start <= step.buffer_tokens
             stop = span.target + span.length
-            found[span.row, step.index] = (start, end, span.target, stop, bool(step.trains[span.row]))
+            key = step.first_row + span.row, step.index
+            found[key] = (start, end, span.target, stop, bool(step.trains[span.row]))
+        assert min(span.column for span in step.spans) == 0
     assert found == expected
+
+
+def test_documents_of_a_batch_must_be_in_order_of_length():
+    with pytest.raises(ValueError, match="ascending"):
+        next(chunk_steps(np.array([5, 3]), 2, 4))

@@ -102,10 +102,10 @@ def test_running_out_of_gpu_memory_halves_the_batch(load_model, make_tokens, cap
     tokens = make_tokens([100])
 
     class Crowded:
-        def token_nll(self, ids, targets):
+        def token_nll(self, ids, targets, *, first_position):
             if len(ids) > 2:
                 raise torch.OutOfMemoryError("CUDA out of memory")
-            return model.token_nll(ids, targets)
+            return model.token_nll(ids, targets, first_position=first_position)
 
     assert score(Crowded(), tokens, 10, 10, batch=8) == pytest.approx(score(model, tokens, 10, 10), rel=1e-6)
     assert "scoring 2 windows at a time" in capsys.readouterr().out
