@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 import artifact.reader
+from artifact.errors import ArtifactError
 from eval import provenance
 from eval.config import EvalConfig, eval_config_from_dict
 from eval.documents import Documents, find_documents
@@ -66,7 +68,7 @@ def open_session(
     dtype: torch.dtype,
 ) -> Session:
     """Reads artifact, data and tokenizer. Raises InputError, ArtifactError or OSError, each with a one-line message."""
-    packed = artifact.reader.read(artifact_path)
+    packed, arrays = _read_artifact(artifact_path)
     model_config = _model_config(packed.configuration.get("model", {}), artifact_path)
     try:
         eval_config = eval_config_from_dict(packed.configuration.get("eval", {}))
@@ -85,7 +87,7 @@ def open_session(
             f"{data_path}: token id {int(tokens.max())} is outside the vocabulary {model_config.vocab_size}"
         )
     ledger = ByteLedger.open(data, tokenizer, BOS_ID)
-    model = gpt.load(model_config, packed.arrays(), device=device, activation_dtype=dtype)
+    model = gpt.load(model_config, arrays, device=device, activation_dtype=dtype)
     model.requires_grad_(False)
     hashes = provenance.data_hashes(Path(data_path))
     combined = "".join(f"{name} {digest}\n" for name, digest in sorted(hashes.items()))
@@ -99,6 +101,14 @@ def open_session(
         "data_files": hashes,
     }
     return Session(model, eval_config, TokenArray(tokens), documents, ledger, device, identity)
+
+
+def _read_artifact(path: Path) -> tuple[artifact.reader.Artifact, dict[str, npt.NDArray[np.float32]]]:
+    try:
+        packed = artifact.reader.read(path)
+        return packed, packed.arrays()
+    except ArtifactError as error:
+        raise InputError(f"{path}: {error}") from None
 
 
 def _model_config(values: Mapping[str, Any], artifact_path: Path) -> ModelConfig:
