@@ -54,16 +54,16 @@ class Tokenizer:
         self.serialized = serialized
         self.sha256 = hashlib.sha256(serialized).hexdigest()
         self.model: SentencePieceModel = sentencepiece_model.parse(serialized, name)
-        self._processor = sentencepiece.SentencePieceProcessor()
-        try:
-            self._processor.LoadFromSerializedProto(serialized)
-        except (RuntimeError, OSError, TypeError) as error:
-            raise InputError(f"{name}: not a SentencePiece model ({_one_line(error)})") from None
         self.vocab_size = len(self.model.pieces)
         if self.vocab_size > MAX_VOCAB_SIZE:
             raise InputError(
                 f"{name}: {self.vocab_size} pieces; token shards hold 16-bit ids, at most {MAX_VOCAB_SIZE}"
             )
+        self._processor = sentencepiece.SentencePieceProcessor()
+        try:
+            self._processor.LoadFromSerializedProto(serialized)
+        except (RuntimeError, OSError, TypeError) as error:
+            raise InputError(f"{name}: not a SentencePiece model ({_one_line(error)})") from None
         if self.vocab_size <= BOS_ID or self.model.types[BOS_ID] != PieceType.CONTROL:
             raise InputError(f"{name}: piece {BOS_ID} must be the control piece that begins a document (BOS)")
         special = {piece for piece, kind in zip(self.model.pieces, self.model.types, strict=True) if kind == 4}
@@ -223,7 +223,7 @@ class Tokenizer:
         part_starts = _starts(np.array([len(part) for part in parts]))
         first_characters = np.searchsorted(origins[:-1], part_starts)
         first_tokens = np.searchsorted(token_ends, character_starts[first_characters], side="right")
-        first_tokens[0] = 0
+        first_tokens[0], first_tokens[-1] = 0, len(ids)
         if not np.array_equal(
             _starts(np.diff(token_ends, prepend=0))[first_tokens[1:-1]], character_starts[first_characters[1:-1]]
         ):

@@ -1,6 +1,7 @@
 """Training SentencePiece BPE models: lossless ones by default, and ones with exactly the challenge's settings."""
 
 import io
+import itertools
 import re
 from collections.abc import Iterable, Iterator
 
@@ -39,9 +40,10 @@ def _train(sentences: Iterable[str], vocab_size: int, **settings: object) -> byt
     if not smallest <= vocab_size <= 65_535:
         raise InputError(f"tokenizer vocabulary {vocab_size}: accepted are {smallest} to 65535 pieces")
     model = io.BytesIO()
+    nonempty = _nonempty(sentences)
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=_nonempty(sentences),
+            sentence_iterator=nonempty,
             model_writer=model,
             model_type="bpe",
             vocab_size=vocab_size,
@@ -66,10 +68,8 @@ def _train(sentences: Iterable[str], vocab_size: int, **settings: object) -> byt
 
 
 def _nonempty(sentences: Iterable[str]) -> Iterator[str]:
-    found = False
-    for sentence in sentences:
-        if sentence.strip():
-            found = True
-            yield sentence
-    if not found:
+    found = (sentence for sentence in sentences if sentence.strip())
+    first = next(found, None)
+    if first is None:  # checked before training: SentencePiece hides what its iterator raises
         raise InputError("tokenizer training: the text is empty")
+    return itertools.chain((first,), found)
