@@ -28,7 +28,7 @@ class TensorSet:
     """Tensors of one shape: one named `pattern`, or one for every layer number put in the place of `#`."""
 
     pattern: str
-    layers: tuple[int, ...]
+    layers: Sequence[int]
     shape: tuple[int, ...]
 
     @property
@@ -241,7 +241,7 @@ def _tensor_set(message: Any) -> TensorSet:
     # Zero counts as one here: an empty tensor must not have absurd other dimensions.
     if len(shape) > limits.MAX_NUM_DIMENSIONS or math.prod(max(n, 1) for n in shape) > limits.MAX_NUM_WEIGHTS:
         raise ArtifactError(ErrorCode.SHAPE, f"{pattern}: shape {shape} is too large")
-    return TensorSet(pattern, indices or tuple(range(count)), shape)
+    return TensorSet(pattern, indices or range(count), shape)
 
 
 def _encoding(message: Any, tensor_sets: Sequence[TensorSet]) -> Encoding:

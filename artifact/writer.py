@@ -93,7 +93,7 @@ def _manifest(content: Content, grouped: Sequence[GroupedTensors], coded: Sequen
 
 def _tensor_set(tensor_set: TensorSet) -> Any:
     layers = tensor_set.layers
-    is_run_from_zero = layers == tuple(range(len(layers)))
+    is_run_from_zero = tuple(layers) == tuple(range(len(layers)))
     return artifact_pb2.TensorSet(
         pattern=tensor_set.pattern,
         count=len(layers) if is_run_from_zero else 0,

@@ -24,7 +24,7 @@ class QuantizationConfig:
       maximum: the row's largest absolute value.
 
     scale_rule `scale_free` uses the step as it is: multiplying a matrix by a constant does not change its symbols.
-    `published` reproduces the first entries exactly: steps of at least 1/Q (methods.md 11.1) and symbols computed before
+    `published` reproduces the first entries exactly: steps of at least 1/Q (methods.md 11.1), symbols computed before
     the step is rounded to its stored type.
 
     A tensor is small if it has at most `small_tensor_max_elements` values or fewer than two dimensions.
