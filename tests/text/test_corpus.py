@@ -7,6 +7,7 @@ SOURCE = '''"""Module of the tern. It flies."""
 # The first line of an explanation that is long enough to be
 # taken for prose. It has sentences, and
 # it has commas.
+x = 0
 # x = 1
 # y = f(x)[2]
 # z = {1: 2}
