@@ -10,6 +10,7 @@ whole_run.json.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import platform
@@ -24,9 +25,7 @@ from typing import Any
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-import itertools
+sys.path.insert(0, str(ROOT))  # a checkout that was not installed will do
 
 from launch.preset import load_file  # noqa: E402
 from launch.run_folder import RunFolder  # noqa: E402
