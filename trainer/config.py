@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from model.network.fake_quantization import FakeQuantization
 from model.optimizers.orthogonalize import POLAR_EXPRESS
 
 
@@ -21,9 +22,16 @@ class MuonConfig:
     orthogonalization: Literal["newton_schulz", "polar_express"] = "newton_schulz"
     num_iterations: int = 5
     row_normalize: bool = False
-    """MuonEq-R: divide each row of the update by its norm before orthogonalizing."""
+    """MuonEq-R: divide each row of the update by its norm before orthogonalizing. With 3 iterations: NeoMuon, whose
+    division by the root mean square differs by a constant that orthogonalization removes."""
     weight_decay: float = 0.0
     """Decoupled: a step multiplies the weights by 1 - learning rate * this."""
+    weight_decay_taper_start: float = 1.0
+    """From this share of the run on, the weight decay changes linearly ..."""
+    weight_decay_taper_final: float = 1.0
+    """... to this multiple at its end (rank 7: 0.7 and 0.5)."""
+    reduction_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the gradients while they travel between ranks; published entries with sharded Muon use bfloat16."""
 
     def __post_init__(self) -> None:
         _require(self.learning_rate >= 0, "matrix.learning_rate", "a number of at least 0", self.learning_rate)
@@ -32,11 +40,16 @@ class MuonConfig:
         _require(
             self.momentum_warmup_steps >= 0, "matrix.momentum_warmup_steps", "at least 0", self.momentum_warmup_steps
         )
-        _one_of(self.momentum_dtype, "matrix.momentum_dtype", ("float32", "bfloat16"))
+        for name in ("momentum_dtype", "reduction_dtype"):
+            _one_of(getattr(self, name), f"matrix.{name}", ("float32", "bfloat16"))
         _one_of(self.orthogonalization, "matrix.orthogonalization", ("newton_schulz", "polar_express"))
         most = len(POLAR_EXPRESS) if self.orthogonalization == "polar_express" else 100
         _require(1 <= self.num_iterations <= most, "matrix.num_iterations", f"1 to {most}", self.num_iterations)
         _require(self.weight_decay >= 0, "matrix.weight_decay", "a number of at least 0", self.weight_decay)
+        start = self.weight_decay_taper_start
+        _require(0 <= start <= 1, "matrix.weight_decay_taper_start", "a number from 0 to 1", start)
+        final = self.weight_decay_taper_final
+        _require(final >= 0, "matrix.weight_decay_taper_final", "a number of at least 0", final)
 
 
 @dataclass(frozen=True)
@@ -53,6 +66,46 @@ class AdamConfig:
         _require(all(0 <= b < 1 for b in self.betas), "betas", "two numbers in [0, 1)", self.betas)
         _require(self.epsilon > 0, "epsilon", "a number above 0", self.epsilon)
         _require(self.weight_decay >= 0, "weight_decay", "a number of at least 0", self.weight_decay)
+
+
+@dataclass(frozen=True)
+class QATConfig:
+    """Quantization-aware training: what the products of each role see of their weights (methods 4)."""
+
+    attention: FakeQuantization = field(default_factory=FakeQuantization)
+    """Roles q, k, v and attn_out."""
+    mlp: FakeQuantization = field(default_factory=FakeQuantization)
+    """Roles mlp_up and mlp_down."""
+    embedding: FakeQuantization = field(default_factory=FakeQuantization)
+    """The token table, where it is looked up and where it is the head, and every projection outside the blocks."""
+    sensitive: FakeQuantization = field(default_factory=FakeQuantization)
+    """In place of the above for `sensitive_matrices`: a finer grid where rounding hurts most."""
+    sensitive_matrices: tuple[str, ...] = ()
+    """Names of modules, such as `blocks.3.mlp.up`."""
+    start_below_learning_rate: float = 0.0
+    """Late QAT: switched on at the first step whose learning-rate multiplier is below this. 0: on from the start."""
+    soft_round_steps: int = 500
+    """Soft rounding sharpens linearly over this many steps from where it starts, ..."""
+    soft_round_sharpness: tuple[float, float] = (1.0, 16.0)
+    """... from the first of these to the second."""
+
+    def __post_init__(self) -> None:
+        start = self.start_below_learning_rate
+        _require(0 <= start <= 1, "qat.start_below_learning_rate", "a number from 0 to 1", start)
+        _require(self.soft_round_steps >= 1, "qat.soft_round_steps", "at least 1", self.soft_round_steps)
+        sharpness = self.soft_round_sharpness
+        _require(all(s > 0 for s in sharpness), "qat.soft_round_sharpness", "two numbers above 0", sharpness)
+        _require(
+            not self.sensitive_matrices or self.sensitive.method != "none",
+            "qat.sensitive.method",
+            "a method when sensitive_matrices names some",
+            self.sensitive.method,
+        )
+
+    @property
+    def enabled(self) -> bool:
+        """Whether any weight is ever quantized in training."""
+        return any(how.method != "none" for how in (self.attention, self.mlp, self.embedding, self.sensitive))
 
 
 @dataclass(frozen=True)
@@ -83,6 +136,13 @@ class TrainingConfig:
     scalar: AdamConfig = field(default_factory=AdamConfig)
     gradient_clip_norm: float = 0.0
     """Largest global L2 norm of the averaged gradient, over all parameters and ranks; 0: no clipping."""
+    gradient_clip_scope: Literal["global", "per_rank_before_reduction"] = "global"
+    """`per_rank_before_reduction`: every rank clips its own gradient before they are averaged, each with another
+    factor, as the entries with sharded Muon do (methods 11.2)."""
+    zero_stage: int = 0
+    """ZeRO: 0 keeps AdamW's state on every rank, 1 shards it. Muon's momentum is sharded either way."""
+    deepspeed_config: str = ""
+    """A JSON file merged into DeepSpeed's configuration; what the trainer itself decides is refused by name."""
 
     warmdown_steps: int = 0
     """The learning rate falls linearly to its floor over the time that this many steps take. Excludes the next."""
@@ -91,9 +151,26 @@ class TrainingConfig:
     min_learning_rate: float = 0.0
     """Floor of the learning-rate multiplier."""
 
+    recurrence_start_fractions: tuple[float, ...] = ()
+    """Depth recurrence: the clock at which each further pass is switched on (rank 1: 0.35). Excludes the next; with
+    neither all passes run from the start."""
+    recurrence_start_steps: tuple[int, ...] = ()
+    """... or the steps at which they are (ranks 18, 19 and 21: 3000)."""
+
+    qat: QATConfig = field(default_factory=QATConfig)
+
     average_horizon: float = 0.0
     """Exponential moving average of the weights, its memory as a share of the run: over one horizon an old value
     fades to 1/e. Sized to the run, so that short runs don't remember their initialization. 0: no averaging."""
+    average_decay: float = 0.0
+    """... or with this fixed decay a step, as published (0.9965, 0.997). Excludes average_horizon."""
+    average_bias_correction: bool = False
+    """The moving average forgets the initial weights, which it otherwise starts from."""
+    swa_every_steps: int = 0
+    """Stochastic weight averaging, in place of the moving average: the plain mean of the weights every so many
+    steps ..."""
+    swa_below_learning_rate: float = 0.5
+    """... while the learning-rate multiplier is below this."""
 
     validate_every_steps: int = 0
     """0: only at the end."""
@@ -146,7 +223,50 @@ class TrainingConfig:
         )
         _require(0 <= self.min_learning_rate <= 1, "min_learning_rate", "a number from 0 to 1", self.min_learning_rate)
         _require(0 <= self.average_horizon <= 1, "average_horizon", "a number from 0 to 1", self.average_horizon)
+        self._check_averaging()
+        self._check_recurrence()
+        _require(self.zero_stage in (0, 1), "zero_stage", "0 or 1", self.zero_stage)
+        _one_of(self.gradient_clip_scope, "gradient_clip_scope", ("global", "per_rank_before_reduction"))
         _require(self.keep_checkpoints >= 1, "keep_checkpoints", "an integer of at least 1", self.keep_checkpoints)
+
+    def _check_averaging(self) -> None:
+        _require(0 <= self.average_decay < 1, "average_decay", "a number in [0, 1)", self.average_decay)
+        _require(
+            not (self.average_decay and self.average_horizon),
+            "average_decay",
+            "0 when average_horizon is set",
+            self.average_decay,
+        )
+        moving = bool(self.average_decay or self.average_horizon)
+        _require(
+            moving or not self.average_bias_correction,
+            "average_bias_correction",
+            "false without average_horizon or average_decay",
+            self.average_bias_correction,
+        )
+        _require(
+            self.swa_every_steps == 0 or (self.swa_every_steps > 0 and not moving),
+            "swa_every_steps",
+            "an integer of at least 0, and 0 when a moving average is set",
+            self.swa_every_steps,
+        )
+        threshold = self.swa_below_learning_rate
+        _require(0 < threshold <= 1, "swa_below_learning_rate", "a number above 0 and at most 1", threshold)
+
+    def _check_recurrence(self) -> None:
+        fractions, steps = self.recurrence_start_fractions, self.recurrence_start_steps
+        _require(
+            all(0 <= f <= 1 for f in fractions) and list(fractions) == sorted(fractions),
+            "recurrence_start_fractions",
+            "rising numbers from 0 to 1",
+            fractions,
+        )
+        _require(
+            all(s >= 0 for s in steps) and list(steps) == sorted(steps) and not (steps and fractions),
+            "recurrence_start_steps",
+            "rising integers of at least 0, and none when recurrence_start_fractions has some",
+            steps,
+        )
 
     @property
     def num_sequences(self) -> int:

@@ -17,7 +17,7 @@ from torch.nn import Parameter
 from model.network.gpt import GPT
 from model.network.projection import Projection
 from model.optimizers.adamw import adamw_step
-from model.optimizers.muon import direction, nesterov
+from model.optimizers.muon import direction, nesterov, step_scale
 from model.optimizers.orthogonalize import coefficients
 from trainer.config import AdamConfig, TrainingConfig
 from trainer.ranks import Ranks
@@ -83,7 +83,7 @@ class TrainingOptimizer(torch.optim.Optimizer):
             parameter = self.groups["matrix"][name]
             if config.weight_decay:
                 parameter.mul_(1 - learning_rate * config.weight_decay)
-            parameter.add_(step.to(parameter.dtype), alpha=-learning_rate)
+            parameter.add_(step, alpha=-learning_rate * step_scale(*parameter.shape))
 
     def _directions(self, updates: dict[str, Tensor]) -> dict[str, Tensor]:
         """The orthogonalized direction of every update, this rank doing its share, matrices of one shape at once."""

@@ -22,7 +22,7 @@ from model.network.gpt import GPT
 from model.network.initialize import initialize
 from model.text.shards import DataFolder
 from trainer import checkpoint as checkpoints
-from trainer.averaging import WeightAverage
+from trainer.averaging import weight_average
 from trainer.clock import Clock
 from trainer.config import TrainingConfig
 from trainer.engine import start_engine
@@ -105,11 +105,7 @@ class _Run:
         self.loader = SequentialLoader(data.train, training, ranks)
         self.optimizer = TrainingOptimizer(self.model, training, ranks)
         self.step, self.clock_before = 0, 0.0
-        self.average = (
-            WeightAverage(dict(self.model.named_parameters()), training.average_horizon)
-            if training.average_horizon
-            else None
-        )
+        self.average = weight_average(dict(self.model.named_parameters()), training)
         elapsed = self._restore(checkpoints.load(resume)) if resume is not None else 0.0
         self.clock = Clock(training, elapsed, replay_clock)
         self.engine: Any = start_engine(
@@ -172,7 +168,9 @@ class _Run:
         self.optimizer.momentum = momentum(config.matrix, self.step)
         loss, norm = self._forward_backward_step()
         if self.average is not None:
-            self.average.update(fraction - self.clock_before)
+            self.average.update(
+                step=self.step + 1, clock_advance=fraction - self.clock_before, learning_rate_multiplier=multiplier
+            )
         self.step, self.clock_before = self.step + 1, fraction
         elapsed_ms = 1000 * self.clock.elapsed_seconds
         self.metrics.row(
@@ -271,6 +269,7 @@ class _Run:
                 "elapsed_seconds": self.clock.elapsed_seconds,
                 "clock": self.clock_before,
                 "optimizer_steps": self.optimizer.num_steps,
+                "average": self.average.counters() if self.average is not None else None,
             }
             weights = {name: p.detach() for name, p in self.model.named_parameters()}
             averages = self.average.tensors if self.average is not None else None
@@ -295,14 +294,14 @@ class _Run:
         parameters = dict(self.model.named_parameters())
         if {n: t.shape for n, t in saved.weights.items()} != {n: p.shape for n, p in parameters.items()}:
             raise InputError("--resume: the checkpoint's weights have other names or shapes than this preset's")
-        if (saved.averages is None) != (self.average is None):
-            raise InputError("--resume: the checkpoint and training.average_horizon disagree on averaging")
+        counters = saved.state.get("average")
+        if (counters is None) != (self.average is None):
+            raise InputError("--resume: the checkpoint and the training section disagree on averaging")
         with torch.no_grad():
             for name, parameter in parameters.items():
                 parameter.copy_(saved.weights[name])
-            if self.average is not None and saved.averages is not None:
-                for name, tensor in self.average.tensors.items():
-                    tensor.copy_(saved.averages[name])
+        if self.average is not None and counters is not None:
+            self.average.restore(saved.averages, counters)
         self.optimizer.load_tensors(saved.optimizer, saved.state["optimizer_steps"])
         if self.ranks.rank < len(saved.random):
             torch.set_rng_state(saved.random[self.ranks.rank])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from trainer.config import MuonConfig, TrainingConfig
+from trainer.config import MuonConfig, QATConfig, TrainingConfig
 
 
 def learning_rate_multiplier(config: TrainingConfig, step: int, fraction: float) -> float:
@@ -26,3 +26,28 @@ def momentum(config: MuonConfig, step: int) -> float:
     """Linear from `momentum_start` to `momentum` over the warm-up (methods 3.7)."""
     done = min(step / config.momentum_warmup_steps, 1.0) if config.momentum_warmup_steps else 1.0
     return (1 - done) * config.momentum_start + done * config.momentum
+
+
+def weight_decay(config: MuonConfig, fraction: float) -> float:
+    """The matrices' weight decay at clock `fraction`: constant, then linear to its final multiple (methods 3.9)."""
+    start = config.weight_decay_taper_start
+    if fraction <= start:
+        return config.weight_decay
+    done = (fraction - start) / (1 - start)
+    return config.weight_decay * ((1 - done) + done * config.weight_decay_taper_final)
+
+
+def recurrence_stage(config: TrainingConfig, step: int, fraction: float) -> int | None:
+    """How many of the switched recurrence stages are on; None where nothing is switched and all passes run always."""
+    if config.recurrence_start_fractions:
+        return sum(fraction >= start for start in config.recurrence_start_fractions)
+    if config.recurrence_start_steps:
+        return sum(step >= start for start in config.recurrence_start_steps)
+    return None
+
+
+def soft_round_sharpness(config: QATConfig, steps_since_start: int) -> float:
+    """α of soft rounding: linear over `soft_round_steps`, then constant (methods 4.2)."""
+    done = min(steps_since_start / config.soft_round_steps, 1.0)
+    first, last = config.soft_round_sharpness
+    return (1 - done) * first + done * last

@@ -1,6 +1,6 @@
 """Muon (Jordan et al. 2024) as pure functions of tensors; sharding over ranks is the trainer's business.
 
-One step of a matrix (methods 3.2): `m ← μ m + g;  u = g + μ m;  W ← (1 - lr wd) W - lr direction(u)`.
+One step of a matrix (methods 3.2): `m ← μ m + g;  u = g + μ m;  W ← (1 - lr wd) W - lr step_scale direction(u)`.
 """
 
 from __future__ import annotations
@@ -26,12 +26,15 @@ def nesterov(gradient: Tensor, momentum_buffer: Tensor, momentum: float) -> Tens
 def direction(
     update: Tensor, tuples: Coefficients, *, row_normalize: bool = False, dtype: torch.dtype = torch.bfloat16
 ) -> Tensor:
-    """`sqrt(max(1, R/C)) * orthogonalize(u)` for each matrix u in [..., R, C], in `dtype`.
+    """Each matrix u in [..., R, C] orthogonalized, in `dtype`; a step adds it times `-learning_rate * step_scale`.
 
     Args:
         tuples: the iterations, see `model.optimizers.orthogonalize.coefficients`.
-        row_normalize: divide each row by its norm first (MuonEq-R).
+        row_normalize: divide each row by its norm first (MuonEq-R; with three classic iterations NeoMuon).
     """
-    if row_normalize:
-        update = normalize_rows(update)
-    return orthogonalize(update, tuples, dtype) * math.sqrt(max(1.0, update.shape[-2] / update.shape[-1]))
+    return orthogonalize(normalize_rows(update) if row_normalize else update, tuples, dtype)
+
+
+def step_scale(num_rows: int, num_columns: int) -> float:
+    """`sqrt(max(1, R/C))`: keeps the root-mean-square change of the outputs the same for tall matrices."""
+    return math.sqrt(max(1.0, num_rows / num_columns))

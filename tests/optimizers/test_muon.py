@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.optimizers.muon import direction, nesterov
+from model.optimizers.muon import direction, nesterov, step_scale
 from model.optimizers.orthogonalize import Method, coefficients, normalize_rows, orthogonalize
 
 KEYS = ("6x4", "4x6", "8x8")
@@ -64,7 +64,8 @@ def muon_steps(
     for gradient in gradients:
         update = nesterov(gradient, buffer, 0.95)
         step = direction(update, coefficients(method, 5), row_normalize=rows)
-        parameter = parameter * (1 - learning_rate * decay) - learning_rate * step.float()
+        scale = step_scale(*step.shape[-2:])
+        parameter = parameter * (1 - learning_rate * decay) - learning_rate * scale * step.float()
         results.append(parameter)
     return results
 
@@ -101,3 +102,29 @@ def test_singular_values_of_methods_appendix_b() -> None:
 def test_more_polar_express_iterations_than_tuples() -> None:
     with pytest.raises(ValueError, match="at most 5, got 6"):
         coefficients("polar_express", 6)
+
+
+def test_neomuon_is_row_normalization_and_three_iterations(vectors: dict[str, np.ndarray]) -> None:
+    """Methods 3.5, written out in float64: divide rows by their root mean square, three classic iterations."""
+    a, b, c = 3.4445, -4.7750, 2.0315
+    for key in KEYS:
+        update = vectors[f"input/{key}"].astype(np.float64)
+        x = update / np.sqrt((update**2).mean(axis=1, keepdims=True))
+        x /= np.linalg.norm(x)
+        for _ in range(3):
+            gram = x @ x.T
+            x = a * x + (b * gram + c * gram @ gram) @ x
+        got = direction(tensor(update), coefficients("newton_schulz", 3), row_normalize=True, dtype=torch.float64)
+        np.testing.assert_allclose(got.numpy(), x, rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("key", ["2x6x4", "2x4x6"])
+def test_steps_of_rank_1_in_place_are_bitwise_its_own(vectors: dict[str, np.ndarray], key: str) -> None:
+    """Rounded where the published program rounds (methods 3.2), the step reproduces it on a CPU to the last bit."""
+    weights, gradients = (tensor(vectors[f"muon_step_rank01/{key}/{n}"]) for n in ("param0", "grads"))
+    weights, buffer = weights.clone(), torch.zeros_like(weights, dtype=torch.bfloat16)
+    for gradient, after in zip(gradients, vectors[f"muon_step_rank01/{key}/params_after"], strict=True):
+        update = nesterov(gradient, buffer, 0.95)
+        step = direction(update, coefficients("polar_express", 5), row_normalize=True)
+        weights.mul_(1 - 0.02 * 0.095).add_(step, alpha=-0.02 * step_scale(*step.shape[-2:]))
+        np.testing.assert_array_equal(weights.numpy(), after)

@@ -1,18 +1,23 @@
-"""Schedules, clock and averaging against closed forms and slow references."""
+"""Schedules and clock against closed forms."""
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from model.errors import InputError
 from trainer import clock as clock_module
-from trainer.averaging import WeightAverage
 from trainer.clock import Clock, recorded_clock
-from trainer.config import MuonConfig, TrainingConfig
-from trainer.schedule import learning_rate_multiplier, momentum
+from trainer.config import MuonConfig, QATConfig, TrainingConfig
+from trainer.schedule import (
+    learning_rate_multiplier,
+    momentum,
+    recurrence_stage,
+    soft_round_sharpness,
+    weight_decay,
+)
 
 
 def test_warmdown_by_fraction_with_floor() -> None:
@@ -70,23 +75,23 @@ def test_replayed_clock(tmp_path: Path) -> None:
         recorded_clock(tmp_path / "nowhere.jsonl")
 
 
-def test_average_against_float64_reference() -> None:
-    generator = torch.Generator().manual_seed(3)
-    parameter = torch.nn.Parameter(torch.randn(5, generator=generator))
-    average = WeightAverage({"w": parameter}, horizon=0.1)
-    expected = parameter.detach().double()
-    clock = np.sort(np.random.default_rng(0).random(50))
-    for advance in np.diff(clock, prepend=0.0):
-        with torch.no_grad():
-            parameter.copy_(torch.randn(5, generator=generator))
-        average.update(float(advance))
-        decay = np.exp(-advance / 0.1)
-        expected = decay * expected + (1 - decay) * parameter.detach().double()
-    torch.testing.assert_close(average.tensors["w"].double(), expected, rtol=1e-6, atol=1e-6)
-    live = parameter.detach().clone()
-    with average.applied():
-        torch.testing.assert_close(parameter.detach(), average.tensors["w"], rtol=0, atol=0)
-    torch.testing.assert_close(parameter.detach(), live, rtol=0, atol=0)
+def test_weight_decay_taper_of_rank_7() -> None:
+    config = MuonConfig(weight_decay=0.1, weight_decay_taper_start=0.7, weight_decay_taper_final=0.5)
+    got = [weight_decay(config, f) for f in (0.0, 0.7, 0.85, 1.0)]
+    np.testing.assert_allclose(got, [0.1, 0.1, 0.075, 0.05])
+    assert weight_decay(MuonConfig(weight_decay=0.1), 1.0) == 0.1
+
+
+def test_recurrence_by_clock_and_by_step() -> None:
+    progressive = TrainingConfig(recurrence_start_fractions=(0.5, 0.65))
+    assert [recurrence_stage(progressive, 0, f) for f in (0.0, 0.4999, 0.5, 0.64, 0.65, 1.0)] == [0, 0, 1, 1, 2, 2]
+    by_step = TrainingConfig(recurrence_start_steps=(3000,))
+    assert [recurrence_stage(by_step, s, 0.9) for s in (0, 2999, 3000)] == [0, 0, 1]
+    assert recurrence_stage(TrainingConfig(), 0, 0.0) is None
+
+
+def test_soft_rounding_sharpens_over_500_steps() -> None:
+    np.testing.assert_allclose([soft_round_sharpness(QATConfig(), s) for s in (0, 250, 500, 900)], [1, 8.5, 16, 16])
 
 
 @pytest.mark.parametrize(
@@ -98,8 +103,14 @@ def test_average_against_float64_reference() -> None:
         ({"warmdown_fraction": 0.5, "warmdown_steps": 3}, "training.warmdown_fraction"),
         ({"reserve_seconds": 600.0}, "training.reserve_seconds"),
         ({"keep_checkpoints": 0}, "training.keep_checkpoints"),
+        ({"average_decay": 0.9, "average_horizon": 0.1}, "training.average_decay: accepts 0 when"),
+        ({"average_bias_correction": True}, "training.average_bias_correction"),
+        ({"swa_every_steps": 50, "average_decay": 0.9}, "training.swa_every_steps"),
+        ({"recurrence_start_fractions": (0.6, 0.5)}, "training.recurrence_start_fractions"),
+        ({"recurrence_start_fractions": (0.6,), "recurrence_start_steps": (10,)}, "training.recurrence_start_steps"),
+        ({"zero_stage": 2}, "training.zero_stage"),
     ],
 )
-def test_configuration_errors_name_the_field(changes: dict[str, float], named: str) -> None:
+def test_configuration_errors_name_the_field(changes: dict[str, Any], named: str) -> None:
     with pytest.raises(ValueError, match=named):
-        TrainingConfig(**changes)  # type: ignore[arg-type]
+        TrainingConfig(**changes)
