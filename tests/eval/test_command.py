@@ -12,66 +12,26 @@ import jsonschema
 import numpy as np
 import pytest
 
-from artifact import writer
-from artifact.content import Content, PlainTensor
 from eval.command import main
-from launch.data.prepare import prepare
-from model.config import ModelConfig
-from model.network import gpt
-from model.network.initialize import initialize
 from model.text.shards import write_shard
 from model.text.tokenizer import Tokenizer
 
 VOCAB_SIZE = 300
-MODEL = {"vocab_size": VOCAB_SIZE, "num_layers": 2, "model_dim": 32, "num_heads": 2, "num_kv_heads": 1}
-EVAL = {
-    "context_tokens": 32,
-    "stride_tokens": 8,
-    "batch_windows": 16,
-    "ttt": {"chunk_tokens": 16, "window_tokens": 32, "batch_documents": 4, "rank": 2, "learning_rate": 0.02},
-}
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    """A data folder and an artifact: repetitive documents, so that even random weights adapt to them."""
-    root = tmp_path_factory.mktemp("evaluation")
-    words = ["abc", "abd", "bcd", "bca", "cab", "dab", "add", "bad", "cad", "dad"]
-    generator = np.random.default_rng(0)
-    documents = [" ".join(generator.choice(words, int(n))) + "é\n" for n in generator.integers(2, 90, 40)]
-    lines = [json.dumps({"text": text}) for text in documents]
-    (root / "train.jsonl").write_text("\n".join(lines[15:]) + "\n")
-    (root / "val.jsonl").write_text("\n".join(lines[:15]) + "\n")
-    prepare(
-        root / "train.jsonl",
-        f"train:{VOCAB_SIZE}",
-        root / "data",
-        val_input=root / "val.jsonl",
-        num_workers=1,
-        quiet=True,
-    )
-    write_artifact(root / "a.albatross", Tokenizer.load(root / "data" / "tokenizer.model").sha256)
-    return root
-
-
-def write_artifact(path: Path, tokenizer_sha256: str, **changes) -> None:
-    model = gpt.GPT(ModelConfig(**MODEL))
-    initialize(model, seed=1)
-    generator = np.random.default_rng(1)  # the initial network ignores context: its output matrices are zero
-    tensors = {
-        name: PlainTensor((value + generator.normal(0, 0.05, value.shape)).astype(np.float16))
-        for name, value in gpt.to_arrays(model).items()
-    }
-    configuration = {"preset": "test", "model": MODEL, "eval": EVAL} | changes
-    writer.write(path, Content(configuration, tokenizer_sha256, tensors, b"code"))
+TINY_MODEL = {"vocab_size": VOCAB_SIZE, "num_layers": 2, "model_dim": 32, "num_heads": 2, "num_kv_heads": 1}
 
 
 def run(folder: Path, *arguments: str, artifact: str = "a.albatross", data: str = "data") -> int:
     return main([str(folder / artifact), "--data", str(folder / data), "--device", "cpu", *arguments])
 
 
+@pytest.fixture
+def folder(evaluation_folder) -> Path:
+    return evaluation_folder
+
+
 @pytest.fixture(scope="module")
-def full_report(folder) -> dict:
+def full_report(evaluation_folder) -> dict:
+    folder = evaluation_folder
     path = folder / "report.json"
     assert run(folder, "--mode", "plain", "sliding", "--report", str(path)) == 0
     assert run(folder, "--mode", "ttt", "--compare-frozen", "--report", str(path)) == 0
@@ -202,7 +162,7 @@ def expect_error(capsys, code: int, message: str) -> None:
     assert "Traceback" not in captured.err + captured.out
 
 
-def test_another_tokenizer_is_refused(folder, capsys):
+def test_another_tokenizer_is_refused(folder, write_artifact, capsys):
     write_artifact(folder / "other.albatross", "0" * 64)
     code = run(folder, artifact="other.albatross")
     expect_error(capsys, code, "is not the one the artifact was made with")
@@ -211,15 +171,15 @@ def test_another_tokenizer_is_refused(folder, capsys):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model": MODEL | {"vocab_size": 301}}, "pieces"),
-        ({"model": MODEL | {"num_layers": 3}}, "is missing"),
-        ({"model": MODEL | {"num_layers": 0}}, "num_layers"),
-        ({"model": MODEL | {"colour": 1}}, "unknown field 'colour'"),
+        ({"model": TINY_MODEL | {"vocab_size": 301}}, "pieces"),
+        ({"model": TINY_MODEL | {"num_layers": 3}}, "is missing"),
+        ({"model": TINY_MODEL | {"num_layers": 0}}, "num_layers"),
+        ({"model": TINY_MODEL | {"colour": 1}}, "unknown field 'colour'"),
         ({"eval": {"ttt": {"rank": -1}}}, "ttt.rank must be"),
         ({"eval": {"strides": 1}}, "unknown eval setting strides"),
     ],
 )
-def test_configurations_that_fit_nothing_are_refused(folder, tmp_path, capsys, changes, message):
+def test_configurations_that_fit_nothing_are_refused(folder, write_artifact, tmp_path, capsys, changes, message):
     path = tmp_path / "b.albatross"
     write_artifact(path, Tokenizer.load(folder / "data" / "tokenizer.model").sha256, **changes)
     expect_error(capsys, main([str(path), "--data", str(folder / "data"), "--device", "cpu"]), message)
