@@ -7,6 +7,7 @@ proved for every document while it is written (`launch.data.split_writer`).
 import collections
 import concurrent.futures
 import contextlib
+import functools
 import hashlib
 import itertools
 import json
@@ -16,7 +17,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,8 @@ from launch.data.progress import Progress
 from launch.data.split_writer import EncodedDocuments, SplitWriter
 from model.errors import InputError
 from model.text.shards import MANIFEST_NAME, TOKENIZER_NAME
-from model.text.tokenizer import BOS_ID, Tokenizer, train_lossless
+from model.text.tokenizer import BOS_ID, Tokenizer
+from model.text.tokenizer_training import train_challenge, train_lossless
 
 SHARD_TOKENS = 100_000_000
 TOKENIZER_SAMPLE_BYTES = 16_000_000
@@ -57,6 +59,8 @@ def prepare(
     val_input: str | Path | None = None,
     val_documents: int | None = None,
     num_workers: int | None = None,
+    case_operators: bool = False,
+    challenge: bool = False,
     name: str = "text",
     shard_tokens: int = SHARD_TOKENS,
     tokenizer_sample_bytes: int = TOKENIZER_SAMPLE_BYTES,
@@ -65,11 +69,12 @@ def prepare(
 ) -> dict[str, Any]:
     """Tokenize `input` (a text file, .jsonl, .jsonl.zst, or a directory of them) into the new data folder `out`.
 
-    `tokenizer` is a SentencePiece .model file or "train:VOCAB", a lossless one trained on up to
-    `tokenizer_sample_bytes` of the training text. The validation split is `val_input`, or the first `val_documents`
-    documents, or the files of the directory `input` that are named val*; one of the three must give documents.
-    Returns the manifest, which also lies in the folder. InputError, and no folder, when something in the input is
-    wrong.
+    `tokenizer` is a SentencePiece .model file or "train:VOCAB": a lossless one, or with `challenge` one with the
+    challenge's settings, trained on up to `tokenizer_sample_bytes` of the training text. `case_operators` asks for a
+    CaseOps tokenizer: to train one, or that the file be one. The validation split is `val_input`, or the first
+    `val_documents` documents, or the files of the directory `input` that are named val*; one of the three must give
+    documents. Returns the manifest, which also lies in the folder. InputError, and no folder, when something in the
+    input is wrong.
     """
     out = Path(out)
     if out.exists() and not overwrite and not (out.is_dir() and not any(out.iterdir())):
@@ -80,7 +85,12 @@ def prepare(
         raise InputError(f"data name {name!r}: accepted is part of a file name")
     source = _find_source(Path(input), None if val_input is None else Path(val_input), val_documents)
     started = time.monotonic()
-    model = _make_tokenizer(str(tokenizer), source, tokenizer_sample_bytes, quiet=quiet)
+    if str(tokenizer).startswith("train:"):
+        train = train_challenge if challenge else train_lossless
+        sample = _TokenizerSample(source, tokenizer_sample_bytes, quiet)
+        model = _train_tokenizer(str(tokenizer), functools.partial(train, case_operators=case_operators), sample)
+    else:
+        model = _load_tokenizer(tokenizer, case_operators=case_operators, challenge=challenge)
     with _folder_in_place(out) as folder:
         manifest = _write_folder(folder, source, model, name, shard_tokens, _num_workers(num_workers), quiet=quiet)
     if not quiet:
@@ -147,18 +157,32 @@ def _find_source(input_path: Path, val_input: Path | None, num_val_documents: in
     return _Source(tuple(path for path in files if path not in val_files), tuple(val_files), 0)
 
 
-def _make_tokenizer(tokenizer: str, source: _Source, sample_bytes: int, *, quiet: bool) -> Tokenizer:
-    if not tokenizer.startswith("train:"):
-        return Tokenizer.load(tokenizer)
-    digits = tokenizer.removeprefix("train:")
+def _load_tokenizer(path: str | Path, *, case_operators: bool, challenge: bool) -> Tokenizer:
+    model = Tokenizer.load(path)
+    if case_operators and not model.is_caseops:
+        raise InputError(f"{path}: --caseops needs a tokenizer with the four CaseOps operators as pieces")
+    if challenge:
+        raise InputError(f"--challenge is a way to train a tokenizer (train:VOCAB), but {path} is given")
+    return model
+
+
+@dataclass(frozen=True)
+class _TokenizerSample:
+    source: _Source
+    sample_bytes: int
+    quiet: bool
+
+
+def _train_tokenizer(wanted: str, train: Callable[[Iterable[str], int], bytes], sample: _TokenizerSample) -> Tokenizer:
+    digits = wanted.removeprefix("train:")
     if not digits.isascii() or not digits.isdigit():
-        raise InputError(f"tokenizer {tokenizer!r}: after 'train:' comes the number of pieces, for example train:1024")
-    texts = _sample(_training_texts(source), sample_bytes)
-    if not quiet:
+        raise InputError(f"tokenizer {wanted!r}: after 'train:' comes the number of pieces, for example train:1024")
+    texts = _sample(_training_texts(sample.source), sample.sample_bytes)
+    if not sample.quiet:
         print(
             f"training a tokenizer of {digits} pieces on {sum(map(len, texts)) / 1e6:.1f} M characters", file=sys.stderr
         )
-    return Tokenizer.from_bytes(train_lossless(texts, int(digits)))
+    return Tokenizer.from_bytes(train(texts, int(digits)))
 
 
 def _training_texts(source: _Source) -> Iterator[str]:

@@ -24,6 +24,11 @@ def lossless() -> Tokenizer:
 
 
 @pytest.fixture(scope="session")
+def lossless_caseops() -> Tokenizer:
+    return Tokenizer.from_bytes(train_lossless([PARAGRAPH * 20], 420, case_operators=True))
+
+
+@pytest.fixture(scope="session")
 def community() -> Tokenizer:
     """The leaderboard's 8,192-piece model: NFKC, white space collapsed."""
     return Tokenizer.load(VECTORS / "tokenizers" / "fineweb_8192_bpe.model")

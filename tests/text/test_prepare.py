@@ -70,6 +70,33 @@ def test_a_directory_with_a_trained_tokenizer_comes_back_as_it_was(books, tmp_pa
     assert sorted(path.name for path in out.iterdir()) == sorted([*manifest["files"], "data.json"])
 
 
+def test_a_trained_caseops_tokenizer_is_lossless(books, tmp_path):
+    manifest = prepare(books, "train:420", tmp_path / "out", num_workers=2, case_operators=True, quiet=True)
+    data = DataFolder.open(tmp_path / "out")
+    assert Tokenizer.load(data.tokenizer_path).is_caseops
+    assert documents(data, "train") == [*TEXTS, PARAGRAPH]
+    assert documents(data, "val") == [TEXTS[3].lower(), *HARD]
+    assert manifest["tokenizer"] == "caseops"
+    assert manifest["lossless"] is True
+    assert manifest["splits"]["val"]["text_bytes"] == int(data.val_token_bytes.sum())
+
+
+@pytest.mark.parametrize("case_operators", [False, True])
+def test_a_challenge_tokenizer_has_the_challenges_settings(case_operators, books, tmp_path):
+    manifest = prepare(
+        books, "train:330", tmp_path / "out", num_workers=1, challenge=True, case_operators=case_operators, quiet=True
+    )
+    assert manifest["lossless"] is False
+    trained = Tokenizer.load(tmp_path / "out" / "tokenizer.model")
+    published = Tokenizer.load(CASEOPS if case_operators else COMMUNITY)
+    num_fixed = 4 + 4 * case_operators + 256
+    assert trained.model.pieces[:num_fixed] == published.model.pieces[:num_fixed]
+    assert trained.model.types[:num_fixed] == published.model.types[:num_fixed]
+    for field in ("model_type", "byte_fallback", "add_dummy_prefix", "remove_extra_whitespaces", "escape_whitespaces"):
+        assert getattr(trained.model, field) == getattr(published.model, field), field
+    assert len(trained.model.charsmap) > 200_000
+
+
 def test_any_number_of_workers_writes_the_same_bytes(books, tmp_path):
     for num_workers in (1, 2):
         prepare(
@@ -242,6 +269,8 @@ def test_wrong_input_is_named_and_leaves_nothing(kind, num_workers, tmp_path):
         ({"val_documents": 1, "tokenizer": "train:many"}, "after 'train:' comes the number of pieces"),
         ({"val_documents": 1, "tokenizer": "train:70000"}, "vocabulary 70000: accepted are"),
         ({"val_documents": 1, "tokenizer": "train:60000"}, "training with 60000 pieces failed"),
+        ({"val_documents": 1, "case_operators": True}, "bpe.model: --caseops needs a tokenizer with the four CaseOps"),
+        ({"val_documents": 1, "challenge": True}, "--challenge is a way to train a tokenizer"),
         ({"val_documents": 1, "tokenizer": "none.model"}, "none.model: cannot read the tokenizer"),
     ],
 )

@@ -58,12 +58,15 @@ def test_community_tokens_and_bytes_are_those_of_the_library(text, community, co
 @given(text=texts)
 @example(text="▁ \ue004▁\ue004\ue0041\ue0040")
 @example(text="\n\n  x\t\r\n")
-def test_lossless_tokenizers_return_every_text(text, lossless):
-    encoded = lossless.encode_text(text)
-    assert lossless.decode(encoded.ids) == text
-    assert int(encoded.token_bytes.sum()) == len(text.encode())
-    assert (encoded.uncredited_bytes, encoded.changed_bytes) == (0, 0)
-    assert encoded.ids.tolist() == list(lossless._processor.encode(lossless.transform(text)))
+def test_lossless_tokenizers_return_every_text(text, lossless, lossless_caseops):
+    for tokenizer in (lossless, lossless_caseops):
+        encoded = tokenizer.encode_text(text)
+        assert tokenizer.decode(encoded.ids) == text
+        assert int(encoded.token_bytes.sum()) == len(text.encode())
+        assert (encoded.uncredited_bytes, encoded.changed_bytes) == (0, 0)
+        assert encoded.ids.tolist() == list(tokenizer._processor.encode(tokenizer.transform(text)))
+        if tokenizer is lossless_caseops:
+            assert encoded.token_bytes.tolist() == expected(tokenizer, text)[1]
 
 
 @settings(max_examples=200, deadline=None)
