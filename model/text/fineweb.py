@@ -58,8 +58,8 @@ def differences(
     found = []
     if num_documents == EXPORTER_DEFAULT_DOCUMENTS:
         found.append(
-            f"{num_documents} documents instead of {NUM_DOCUMENTS}: the default of a published CaseOps exporter, which leaves the "
-            f"other {NUM_DOCUMENTS - num_documents} validation documents in the training shards"
+            f"{num_documents} documents instead of {NUM_DOCUMENTS}: the default of a published CaseOps exporter, which "
+            f"leaves the other {NUM_DOCUMENTS - num_documents} validation documents in the training shards"
         )
     elif num_documents != NUM_DOCUMENTS:
         found.append(f"{num_documents} documents instead of {NUM_DOCUMENTS}")
