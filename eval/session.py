@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from eval.config import EvalConfig, eval_config_from_dict
 from eval.documents import Documents, find_documents
 from eval.ledger import ByteLedger
 from eval.scoring import TokenArray
-from model.config import ModelConfig
+from model.config import ModelConfig, model_config_from_dict
 from model.errors import InputError
 from model.network import gpt
 from model.text.shards import DataFolder
@@ -112,14 +111,9 @@ def _read_artifact(path: Path) -> tuple[artifact.reader.Artifact, dict[str, npt.
 
 
 def _model_config(values: Mapping[str, Any], artifact_path: Path) -> ModelConfig:
-    known = {item.name for item in dataclasses.fields(ModelConfig)}
-    unknown = sorted(set(values) - known)
-    if unknown:
-        raise InputError(f"{artifact_path}: model configuration: unknown field {unknown[0]!r}")
     try:
-        fields: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
-        return ModelConfig(**fields)
-    except (ValueError, TypeError) as error:
+        return model_config_from_dict(values)
+    except ValueError as error:
         raise InputError(f"{artifact_path}: model configuration: {error}") from None
 
 

@@ -48,7 +48,8 @@ class LowRankAdapter(nn.Module):
 class AdapterSet(nn.Module):
     """Adapters at the chosen sites of every block execution, and at the head.
 
-    Executions, not layers, own adapters: the passes of a repeated layer have different ones.
+    Executions, not layers, own adapters: the passes of a repeated layer have different ones. Executions without
+    attention have none of its sites.
 
     Args:
         batch_size: rows, each with private adapters.
@@ -89,9 +90,13 @@ class AdapterSet(nn.Module):
         def adapter(num_outputs: int) -> LowRankAdapter:
             return LowRankAdapter(batch_size, config.model_dim, num_outputs, rank, alpha / rank)
 
+        def sites_of(layer: int) -> list[Site]:
+            no_attention = layer in config.attention_free_layers
+            return [site for site in sites if site != "head" and (site == "mlp" or not no_attention)]
+
         self.executions = nn.ModuleList(
-            nn.ModuleDict({site: adapter(widths[site]) for site in sites if site != "head"})
-            for _ in layer_plan(config).executions
+            nn.ModuleDict({site: adapter(widths[site]) for site in sites_of(execution.layer)})
+            for execution in layer_plan(config).executions
         )
         self.head = adapter(config.vocab_size) if "head" in sites else None
         self.reset()

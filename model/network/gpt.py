@@ -15,12 +15,19 @@ from torch import Tensor, nn
 from model.config import ModelConfig
 from model.errors import InputError
 from model.network.adapters import AdapterSet
-from model.network.attention import packed_document_mask
-from model.network.block import Block
+from model.network.block import Block, BlockCall, ExecutionScalars, first_attention_layer
+from model.network.embedding import TokenEmbedding
+from model.network.hash_embedding import HashEmbedding
+from model.network.lanes import Lanes, merge_lanes
+from model.network.mlp import MLP
 from model.network.norm import rms_norm
-from model.network.plan import layer_plan
-from model.network.projection import project
-from model.network.rotary import rotary_tables
+from model.network.plan import Execution, LayerPlan, layer_plan
+from model.network.projection import Projection, project
+from model.network.sequence import SequenceLayout, sequence_layout
+from model.network.skips import add_skip, blend_skip
+from model.network.smear import ChannelSmear, TokenSmear
+from model.network.softcap import polynomial_softcap, tanh_softcap
+from model.network.value_embedding import ValueEmbedding
 
 
 class GPT(nn.Module):
@@ -33,10 +40,77 @@ class GPT(nn.Module):
         super().__init__()
         self.config = config
         self.activation_dtype = activation_dtype
-        self.plan = layer_plan(config)
-        self.embedding = nn.Embedding(config.vocab_size, config.model_dim)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
-        self.skip_weights = nn.Parameter(torch.empty(self.plan.num_skips, config.model_dim))
+        recurrence = config.recurrence
+        self.plans = tuple(layer_plan(config, passes) for passes in range(recurrence.num_extra_passes + 1))
+        """By number of extra passes."""
+        self.extra_passes = recurrence.num_extra_passes
+        """Extra passes of the recurrence that the forward runs; see `set_extra_passes`."""
+        self._add_ends()
+        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.num_layers))
+        full = self.plans[-1]
+        if full.num_skips:
+            self.skip_weights = nn.Parameter(torch.empty(full.num_skips, config.model_dim))
+            if config.skip_gates:
+                self.skip_gates = nn.Parameter(torch.empty(full.num_skips, config.model_dim))
+        if recurrence.per_execution_scalars:
+            self.execution_scalars = nn.ModuleList(
+                ExecutionScalars(config, execution.layer not in config.attention_free_layers)
+                for execution in full.executions
+            )
+        if recurrence.untied_mlp:
+            num_untied = sum(execution.untied_mlp is not None for execution in full.executions)
+            self.untied_mlps = nn.ModuleList(MLP(config) for _ in range(num_untied))
+        if recurrence.iteration_embedding:
+            self.iteration_embedding = nn.Parameter(torch.empty(recurrence.num_extra_passes + 1, config.model_dim))
+        self.lane_merge = nn.Parameter(torch.empty(())) if config.lanes.kind == "uncoupled" else None
+
+    def _add_ends(self) -> None:
+        """What stands before the first and after the last block."""
+        config = self.config
+        width = config.embedding_dim or config.model_dim
+        self.embedding = TokenEmbedding(config.vocab_size, width)
+        self.hash_embedding = (
+            HashEmbedding(config.hash_embedding, config.model_dim) if config.hash_embedding.num_buckets else None
+        )
+        self.smear: TokenSmear | ChannelSmear | None = None
+        if config.smear.kind == "token":
+            self.smear = TokenSmear(config.smear.window, config.smear.bos_mask)
+        elif config.smear.kind == "channel":
+            self.smear = ChannelSmear(config.model_dim)
+        self.value_embedding = (
+            ValueEmbedding(config.value_embedding, config.vocab_size, config.kv_dim)
+            if config.value_embedding.layers
+            else None
+        )
+        factored = width != config.model_dim
+        self.embedding_in = Projection("embedding_in", width, config.model_dim) if factored else None
+        through_table = factored and config.tied_head
+        self.embedding_out = Projection("embedding_out", config.model_dim, width) if through_table else None
+        self.head = None if config.tied_head else Projection("head", config.model_dim, config.vocab_size)
+        self.head_bias = nn.Parameter(torch.empty(config.vocab_size)) if config.head_bias else None
+
+    @property
+    def plan(self) -> LayerPlan:
+        """The order of block executions that the forward runs now."""
+        return self.plans[self.extra_passes]
+
+    def set_extra_passes(self, num_extra_passes: int) -> None:
+        """Switch depth recurrence: 0 runs every layer once, `config.recurrence.num_extra_passes` is the full network,
+        which evaluation always runs and a new GPT starts with. Compiled, each number is a graph of its own.
+
+        Raises:
+            ValueError: more passes than the configuration has.
+        """
+        layer_plan(self.config, num_extra_passes)
+        self.extra_passes = num_extra_passes
+
+    @torch.no_grad()
+    def copy_mlps_to_extra_passes(self) -> None:
+        """Give untied MLPs of extra passes the weights of their layers: what to do when recurrence starts (rank 21)."""
+        for execution in self.plans[-1].executions:
+            if execution.untied_mlp is not None:
+                own, untied = self.blocks[execution.layer].mlp, self.untied_mlps[execution.untied_mlp]
+                untied.load_state_dict(own.state_dict())
 
     def forward(
         self,
@@ -51,15 +125,23 @@ class GPT(nn.Module):
             ids: token ids, integer [B, T].
             cu_seqlens: int32 [N + 1], for B = 1: document starts within the row, then T (padding with T is allowed);
                 attention stays within a document. None: rows are independent and attention is causal over the row.
-            adapters: private low-rank corrections, one set a row; a batch of fewer rows uses the last ones.
+            adapters: private low-rank corrections, one set a row; a batch of fewer rows uses the last ones. Every pass
+                of the recurrence must be on.
             first_position: positions before it are context only and get no logits.
         """
         hidden = self._hidden(ids, cu_seqlens, adapters)[:, first_position:]
-        head = adapters.head if adapters is not None else None
-        logits = project(hidden, self.embedding.weight, head)
+        correction = adapters.head if adapters is not None else None
+        narrow = hidden if self.embedding_out is None else self.embedding_out(hidden)
+        logits = project(narrow, self.embedding.table()) if self.head is None else self.head(narrow)
+        if correction is not None:
+            logits = logits + correction(hidden)
+        if self.head_bias is not None:
+            logits = logits + self.head_bias.to(logits.dtype)
         logits = logits if logits.dtype == torch.float64 else logits.float()
         cap = self.config.logit_softcap
-        return cap * torch.tanh(logits / cap) if cap else logits
+        if not cap:
+            return logits
+        return tanh_softcap(logits, cap) if self.config.softcap_form == "tanh" else polynomial_softcap(logits, cap)
 
     def token_nll(
         self,
@@ -75,20 +157,89 @@ class GPT(nn.Module):
 
     def _hidden(self, ids: Tensor, cu_seqlens: Tensor | None, adapters: AdapterSet | None) -> Tensor:
         """The normalized final state that the head reads [B, T, D]."""
-        config = self.config
-        num_tokens = ids.shape[1]
-        rotary = rotary_tables(num_tokens, config.rope_dims or config.head_dim, config.rope_base, ids.device)
-        mask = None if cu_seqlens is None else packed_document_mask(cu_seqlens, num_tokens)
-        x = self.embedding(ids).to(self.activation_dtype)
-        x = x0 = rms_norm(x, config.norm_epsilon)
-        outputs: list[Tensor] = []
-        for index, execution in enumerate(self.plan.executions):
-            if execution.skip is not None and execution.source is not None:
-                x = x + self.skip_weights[execution.skip].to(x.dtype) * outputs[execution.source]
+        config, plan = self.config, self.plan
+        layout = sequence_layout(config, ids.shape[1], cu_seqlens, ids.device)
+        x0 = self._embed(ids, layout)
+        lanes: Lanes = (x0,)
+        shared_value = None if self.value_embedding is None else self.value_embedding(ids, x0.dtype)
+        first_value: Tensor | None = None
+        sources = {execution.source for execution in plan.executions}
+        stored: dict[int, Lanes] = {}
+        for index, execution in enumerate(plan.executions):
+            lanes = self._enter(lanes, execution, stored)
             corrections = {} if adapters is None else adapters.of_execution(index)
-            x = self.blocks[execution.layer](x, x0, rotary, mask, corrections)
-            outputs.append(x)
-        return rms_norm(x, config.norm_epsilon)
+            call = self._block_call(execution, shared_value, first_value, corrections)
+            lanes, values = self.blocks[execution.layer](lanes, x0, layout, call)
+            if config.value_residual and execution.layer == first_attention_layer(config) and first_value is None:
+                first_value = values
+            if index in sources:
+                stored[index] = lanes
+        return rms_norm(merge_lanes(lanes, config.lanes, self.lane_merge), config.norm_epsilon)
+
+    def _embed(self, ids: Tensor, layout: SequenceLayout) -> Tensor:
+        """The stream that enters the first block [B, T, D]: table, hash embedding, smear gate and norm."""
+        dtype, config = self.activation_dtype, self.config
+        x = self.embedding(ids).to(dtype)
+        if self.embedding_in is not None:
+            x = self.embedding_in(x)
+        if self.hash_embedding is not None:
+            x = x + self.hash_embedding(ids, layout, dtype)
+        if isinstance(self.smear, TokenSmear):
+            x = self.smear(x, ids)
+        smears_channels = isinstance(self.smear, ChannelSmear)
+        if smears_channels and config.smear.place == "before_norm":
+            x = self.smear(x, layout)
+        x = rms_norm(x, config.norm_epsilon)
+        if smears_channels and config.smear.place == "after_norm":
+            x = self.smear(x, layout)
+        return x
+
+    def _enter(self, lanes: Lanes, execution: Execution, stored: dict[int, Lanes]) -> Lanes:
+        """The stream as a block execution meets it: split into lanes, skip mixed in, iteration embedding added."""
+        if execution.in_lanes and len(lanes) == 1:
+            lanes = (lanes[0], lanes[0])
+        if execution.skip is not None and execution.source is not None:
+            source = stored[execution.source]
+            both = self.config.lanes.kind == "sequential"
+            mixed = [
+                self._mix_skip(lane, source[min(i, len(source) - 1)], execution.skip) if i == 0 or both else lane
+                for i, lane in enumerate(lanes)
+            ]
+            lanes = tuple(mixed)
+        if execution.iteration is not None:
+            lanes = (lanes[0] + self.iteration_embedding[execution.iteration].to(lanes[0].dtype), *lanes[1:])
+        return lanes
+
+    def _mix_skip(self, x: Tensor, skip: Tensor, row: int) -> Tensor:
+        if self.config.skip_gates:
+            return blend_skip(x, skip, self.skip_weights[row], self.skip_gates[row])
+        return add_skip(x, skip, self.skip_weights[row])
+
+    def _block_call(
+        self,
+        execution: Execution,
+        shared_value: Tensor | None,
+        first_value: Tensor | None,
+        adapters: Mapping,
+    ) -> BlockCall:
+        by_execution = self.config.recurrence.per_execution_scalars
+        owner = self.execution_scalars[execution.scalars] if by_execution else self.blocks[execution.layer]
+        extra_value = None
+        if execution.value_embedding is not None:
+            assert self.value_embedding is not None
+            assert shared_value is not None
+            extra_value = (
+                self.value_embedding.layer_scales[execution.value_embedding].to(shared_value.dtype) * shared_value
+            )
+        return BlockCall(
+            scalars=owner.scalars(),
+            ln_scale=(execution.scalars + 1) ** -0.5,
+            exclusive=execution.exclusive,
+            extra_value=extra_value,
+            first_value=first_value,
+            mlp=None if execution.untied_mlp is None else self.untied_mlps[execution.untied_mlp],
+            adapters=adapters,
+        )
 
 
 def load(
