@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
@@ -25,9 +26,26 @@ EXIT_INPUT = 2
 OVERRIDE_PREFIX = "--eval."
 
 
-def build_parser() -> argparse.ArgumentParser:
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser that raises InputError where argparse would print usage and exit."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message} (see {self.prog} --help)")
+
+    def check_options(self, arguments: Sequence[str]) -> None:
+        """Raises InputError for an option that there isn't, naming the nearest that there is."""
+        known = [name for action in self._actions for name in action.option_strings]
+        for argument in arguments:
+            name = argument.partition("=")[0]
+            if name.startswith("--") and not name.startswith(OVERRIDE_PREFIX) and name not in known:
+                nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+                suggestion = f" (did you mean {nearest[0]}?)" if nearest else ""
+                raise InputError(f"{self.prog}: unknown option {name}{suggestion}")
+
+
+def build_parser() -> Parser:
     """The parser of the evaluator's arguments."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="albatross evaluate",
         description="Score an artifact in bits per byte of the original text, from artifact and data folder alone.",
         epilog="Any setting of the artifact's eval section can be replaced: --eval.ttt.learning-rate 0.02",
@@ -63,9 +81,11 @@ def main(argv: Sequence[str] | None = None, *, started: float | None = None) -> 
     `started`: time.monotonic() at the start of the process, from which --budget-seconds counts (default: now).
     """
     started = time.monotonic() if started is None else started
+    argv = sys.argv[1:] if argv is None else argv
     parser = build_parser()
-    arguments, rest = parser.parse_known_args(argv)
     try:
+        parser.check_options(argv)
+        arguments, rest = parser.parse_known_args(argv)
         _evaluate(arguments, _parse_overrides(rest), started)
     except (InputError, ArtifactError, OSError) as error:
         print(f"albatross: error: {_one_line(error)}", file=sys.stderr)

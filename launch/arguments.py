@@ -70,6 +70,8 @@ def add_prepare_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--val-input", type=Path, metavar="PATH", help="validation text, in the same forms as --input")
     parser.add_argument("--val-documents", type=int, metavar="N", help="take the first N documents for validation")
     parser.add_argument("--num-workers", type=int, metavar="N", help="processes (default: one a core)")
+    parser.add_argument("--caseops", action="store_true", help="a tokenizer over case-folded text with case operators")
+    parser.add_argument("--overwrite", action="store_true", help="replace the data folder if there is one")
 
 
 def add_run_options(parser: argparse.ArgumentParser) -> None:

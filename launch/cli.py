@@ -1,7 +1,6 @@
 """The command line `albatross`. What a command needs is imported when it runs."""
 
 import argparse
-import json
 import sys
 
 from launch import exit_codes
@@ -45,15 +44,16 @@ def _evaluate(arguments: list[str]) -> int:
 def _prepare(options: argparse.Namespace, overrides: list[str]) -> int:
     from launch.data.prepare import prepare
 
-    manifest = prepare(
+    prepare(
         options.input,
         options.tokenizer,
         options.out,
         val_input=options.val_input,
         val_documents=options.val_documents,
         num_workers=options.num_workers,
+        case_operators=options.caseops,
+        overwrite=options.overwrite,
     )
-    print(json.dumps(manifest, indent=2, ensure_ascii=False))
     return exit_codes.OK
 
 

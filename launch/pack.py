@@ -3,11 +3,14 @@
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 from artifact.ledger import Ledger
 from launch import code_archive, run_folder
 from launch.arguments import CAP_BYTES
 from launch.preset import load_file
 from launch.settings import differences
+from model.errors import InputError
 
 
 def pack(
@@ -16,7 +19,7 @@ def pack(
     """Writes the artifact of a run folder or checkpoint; returns its byte ledger.
 
     Raises:
-        InputError: no run or checkpoint there, or an override is wrong.
+        InputError: no run or checkpoint there, weights that are not finite, or a wrong override.
         ArtifactError: the file would be larger than `max_bytes`; the message holds the byte table, nothing is written.
         OSError: the file cannot be written, for instance because the disk is full; what was there before is intact.
     """
@@ -30,12 +33,19 @@ def pack(
     for section in ("model", "eval"):
         if changed := differences(getattr(settings, section)):
             configuration[section] = changed
-    return export(
-        load_weights(run),
-        configuration=configuration,
-        quantization=settings.quantization,
-        tokenizer_sha256=folder.recorded_data()["tokenizer_sha256"],
-        code=code_archive.build(),
-        path=out or folder.artifact,
-        max_bytes=max_bytes,
-    )
+    weights = load_weights(run)
+    if bad := next((name for name, values in weights.items() if not np.isfinite(values).all()), None):
+        raise InputError(f"{run}: {bad} holds a value that is not finite (did the run diverge?)")
+    path = out or folder.artifact
+    try:
+        return export(
+            weights,
+            configuration=configuration,
+            quantization=settings.quantization,
+            tokenizer_sha256=folder.recorded_data()["tokenizer_sha256"],
+            code=code_archive.build(),
+            path=path,
+            max_bytes=max_bytes,
+        )
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error  # fsync and write name no file

@@ -20,12 +20,16 @@ def rank_from_launcher() -> int:
     return int(os.environ.get("RANK", "0"))
 
 
-def limit_threads() -> None:
-    """Shares the processor's cores between the ranks of this machine: each computes with its part of them."""
+def prepare_rank() -> None:
+    """Sets this process up as one rank: its share of the cores, and the variable that deepspeed asks for.
+
+    Started without a launcher, it is the only rank.
+    """
     import torch
 
+    os.environ.setdefault("LOCAL_RANK", "0")
     num_ranks = int(os.environ.get("LOCAL_SIZE", "1"))
-    torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // num_ranks))
+    torch.set_num_threads(max(1, min(torch.get_num_threads(), len(os.sched_getaffinity(0)) // num_ranks)))
 
 
 def default_num_processes() -> int:

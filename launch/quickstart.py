@@ -59,7 +59,7 @@ def main() -> int:
 
 
 def run(arguments: list[str]) -> int:
-    """Runs `albatross ARGUMENTS` in a process of its own, shown first as a user would type it; returns its exit code."""
+    """Runs `albatross ARGUMENTS` in its own process, shown first as a user would type it; its exit code."""
     print(f"\n$ albatross {shlex.join(arguments)}", flush=True)
     return subprocess.run([sys.executable, "-m", "launch.cli", *arguments], check=False).returncode
 

@@ -10,7 +10,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if __name__ == "__main__" and not __package__:
     # Run as a file: Python put launch/ on the path, whose module names (data, pack, ...) are not meant to be top-level.
@@ -71,24 +71,13 @@ class Plan:
     preset: Preset
     data: DataFolder
     tokenizer: Tokenizer
-    tokenizer_path: Path
+    data_facts: dict[str, Any]
+    """What environment.json records of the data folder."""
     folder: RunFolder
     checkpoint: Path | None
     skipped_checkpoints: tuple[str, ...]
     """One line for each newer checkpoint that is damaged."""
     replay_clock: list[float] | None
-
-    def describe_data(self, data_path: Path) -> dict[str, object]:
-        """What environment.json records of the data."""
-        return {
-            "path": str(data_path.resolve()),
-            "tokenizer_path": str(self.tokenizer_path.resolve()),
-            "tokenizer_sha256": self.tokenizer.sha256,
-            "vocab_size": self.tokenizer.vocab_size,
-            "lossless": self.data.lossless,
-            "num_train_tokens": self.data.train.num_tokens,
-            "num_val_tokens": self.data.val.num_tokens,
-        }
 
 
 def make_plan(options: argparse.Namespace, overrides: list[str]) -> Plan:
@@ -112,12 +101,25 @@ def make_plan(options: argparse.Namespace, overrides: list[str]) -> Plan:
         preset,
         data,
         tokenizer,
-        Path(tokenizer_path),
+        _data_facts(options.data, data, Path(tokenizer_path), tokenizer),
         folder,
         checkpoint,
         tuple(skipped),
         _read_clock(options.replay_clock),
     )
+
+
+def _data_facts(path: Path, data: DataFolder, tokenizer_path: Path, tokenizer: Tokenizer) -> dict[str, Any]:
+    """Opens every shard to count its tokens, so that a damaged one is found here."""
+    return {
+        "path": str(path.resolve()),
+        "tokenizer_path": str(tokenizer_path.resolve()),
+        "tokenizer_sha256": tokenizer.sha256,
+        "vocab_size": tokenizer.vocab_size,
+        "lossless": data.lossless,
+        "num_train_tokens": data.train.num_tokens,
+        "num_val_tokens": data.val.num_tokens,
+    }
 
 
 def _find_checkpoint(folder: RunFolder, resume: str) -> tuple[Path | None, list[str]]:
@@ -163,15 +165,13 @@ def run_rank(options: argparse.Namespace, overrides: list[str]) -> int:
     from trainer import ranks, run
     from trainer.gradients import NonFiniteGradient
 
-    processes.limit_threads()
+    processes.prepare_rank()
     ledger = ByteLedger.open(plan.data, plan.tokenizer)
     joined = ranks.join()
     is_new = not plan.folder.path.exists()
     joined.barrier()
     if joined.is_first:
-        plan.folder.start(
-            plan.preset, plan.describe_data(options.data), joined.size, resumed=plan.checkpoint is not None
-        )
+        plan.folder.start(plan.preset, plan.data_facts, joined.size, resumed=plan.checkpoint is not None)
         for line in plan.skipped_checkpoints:
             print(f"skipped: {line}", flush=True)
         print(format_toml(plan.preset.to_table()), flush=True)

@@ -202,7 +202,7 @@ def test_a_damaged_artifact_is_refused(folder, tmp_path, capsys):
         (["--eval.stride-tokens", "x"], "stride-tokens must be of type int"),
         (["--eval.stride-tokens", "33"], "stride_tokens must be at most"),
         (["--eval.stride-tokens"], "needs a value"),
-        (["--colour"], "unknown argument '--colour'"),
+        (["--colour"], "unknown option --colour"),
         (["--budget-seconds", "0"], "--budget-seconds"),
         (["--device", "abacus"], "--device"),
     ],
