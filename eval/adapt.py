@@ -1,7 +1,7 @@
-"""Score-first test-time training: one private LoRA set per document, documents adapted side by side (methods.md 8.5).
+"""Score-first test-time training on documents: private LoRA sets, documents adapted side by side (methods.md 8.5).
 
 Each chunk takes one forward. Its losses are committed first, then the same losses are differentiated and the adapters
-take one AdamW step; so every score comes from weights that had not seen the chunk. The base weights stay frozen.
+take one AdamW step; so every score comes from weights that had not seen the chunk. The base weights are frozen.
 
 Every document starts from the same A (drawn once from the seed) and B = 0, so its scores don't depend on which
 documents share its batch, unless `warm_start` keeps A.
@@ -12,6 +12,7 @@ Shapes: B documents of a batch, T tokens of the buffer.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +20,7 @@ import torch
 
 from eval.config import TTTConfig
 from eval.documents import Documents
-from eval.plan import ChunkStep, Share, Span, chunk_steps, document_batches
+from eval.plan import ChunkStep, Span, chunk_steps
 from eval.scores import Scores
 from model.network.adapters import AdapterSet, LowRankAdapter
 from model.network.gpt import GPT
@@ -46,13 +47,13 @@ class DocumentAdapter:
         ).to(model.embedding.weight.dtype)
         self._pairs = [module for module in self.adapters.modules() if isinstance(module, LowRankAdapter)]
         self._initial_a = [pair.a.detach()[:1].clone() for pair in self._pairs]
-        self._draw_a()
 
-    def begin(self) -> None:
-        """Back to B = 0 and empty moments for the next batch; A as drawn, or kept if warm_start."""
+    def begin(self, warm_a: Sequence[torch.Tensor] | None = None) -> None:
+        """Back to B = 0 and empty moments for the next batch; A as drawn, or as given."""
         self.adapters.reset(keep_a=True)
-        if not self.config.warm_start:
-            self._draw_a()
+        with torch.no_grad():
+            for pair, initial in zip(self._pairs, warm_a or self._initial_a, strict=True):
+                pair.a.copy_(initial.expand_as(pair.a))
         self.optimizer = torch.optim.AdamW(
             self.adapters.parameters(),
             lr=self.config.learning_rate,
@@ -62,10 +63,9 @@ class DocumentAdapter:
             fused=True,
         )
 
-    @torch.no_grad()
-    def _draw_a(self) -> None:
-        for pair, initial in zip(self._pairs, self._initial_a, strict=True):
-            pair.a.copy_(initial.expand_as(pair.a))
+    def current_a(self) -> list[torch.Tensor]:
+        """A as it is now, to begin a later batch with."""
+        return [pair.a.detach().clone() for pair in self._pairs]
 
     def step(
         self, ids: torch.Tensor, targets: torch.Tensor, step: ChunkStep, spans: Sequence[Span], scores: Scores
@@ -93,66 +93,81 @@ class DocumentAdapter:
         self.optimizer.step()
 
 
-def score_adapting(
-    model: GPT,
-    tokens: npt.NDArray[np.integer],
-    documents: Documents,
-    config: TTTConfig,
-    scores: Scores,
-    *,
-    share: Share | None = None,
-    proceed: Continue | None = None,
-    frozen: bool = False,
-) -> None:
-    """Scores every document (of this rank's share of the batches) with adapters that learn from its scored chunks.
+class AdapterPool:
+    """Adapters for the batches of one phase, and warm A by lane.
 
-    `frozen` scores the same windows without adapters. `proceed` is asked after every chunk step; a False answer stops
-    with what has been committed so far. The model's parameters must not require gradients.
+    Batch i belongs to lane i modulo num_lanes. A batch of another size than configured gets adapters of its own, which
+    are discarded afterwards (methods.md 8.5).
     """
-    share = share or Share()
-    adapters: dict[int, DocumentAdapter] = {}
-    for batch_index, batch in enumerate(document_batches(documents.num_targets, config.batch_documents)):
-        if not share.owns(batch_index):
-            continue
-        adapter = None
-        if not frozen and int(documents.num_targets[batch].max()) > config.chunk_tokens:
-            if len(batch) not in adapters:
-                adapters[len(batch)] = DocumentAdapter(model, config, len(batch))
-            adapter = adapters[len(batch)]
+
+    def __init__(self, model: GPT, config: TTTConfig) -> None:
+        self.model = model
+        self.config = config
+        self._regular: DocumentAdapter | None = None
+        self._warm_a: dict[int, list[torch.Tensor]] = {}
+
+    def begin(self, batch_index: int, batch_size: int) -> DocumentAdapter:
+        """Fresh adapters for a batch."""
+        if batch_size != self.config.batch_documents:
+            adapter = DocumentAdapter(self.model, self.config, batch_size)
             adapter.begin()
-        if not _score_batch(model, adapter, tokens, documents, batch, config, scores, proceed):
-            return
+            return adapter
+        if self._regular is None:
+            self._regular = DocumentAdapter(self.model, self.config, batch_size)
+        self._regular.begin(self._warm_a.get(batch_index % self.config.num_lanes))
+        return self._regular
+
+    def end(self, batch_index: int, adapter: DocumentAdapter) -> None:
+        """Keeps A for the lane's next batch."""
+        if self.config.warm_start and adapter is self._regular:
+            self._warm_a[batch_index % self.config.num_lanes] = adapter.current_a()
 
 
-def _score_batch(
-    model: GPT,
-    adapter: DocumentAdapter | None,
-    tokens: npt.NDArray[np.integer],
-    documents: Documents,
-    batch: IntArray,
-    config: TTTConfig,
-    scores: Scores,
-    proceed: Continue | None,
-) -> bool:
-    """One batch of documents; an adapter of None means B = 0 throughout, which is the frozen model."""
-    device = model.embedding.weight.device
-    starts = documents.starts[batch]
-    for step in chunk_steps(documents.num_targets[batch], config.chunk_tokens, config.window_tokens):
-        ids, targets = _fill_buffers(tokens, starts[step.first_row :], step)
-        ids, targets = ids.to(device), targets.to(device)
-        spans = [
-            span._replace(target=span.target + int(start))
-            for span, start in zip(step.spans, starts[step.first_row :], strict=True)
-        ]
-        if adapter is not None:
-            adapter.step(ids, targets, step, spans, scores)
-        else:
-            with torch.inference_mode():
-                scores.commit(model.token_nll(ids, targets, first_position=step.first_position), spans)
-        nats = scores.flush()
-        if proceed is not None and not proceed(sum(span.length for span in spans), nats):
-            return False
-    return True
+@dataclass
+class DocumentScorer:
+    """Scores batches of documents of one token stream.
+
+    `proceed` is asked after every chunk step; a False answer stops with what has been committed so far.
+    """
+
+    model: GPT
+    tokens: npt.NDArray[np.integer]
+    documents: Documents
+    config: TTTConfig
+    scores: Scores
+    proceed: Continue | None = None
+
+    def score_batch(self, batch_index: int, batch: IntArray, pool: AdapterPool | None) -> bool:
+        """Scores one batch, adapting with adapters of the pool; without one the model is frozen.
+
+        Returns False if it was told to stop. A batch of documents of one chunk each has nothing to learn from, so that
+        B would stay 0, and is scored frozen.
+        """
+        learns = int(self.documents.num_targets[batch[-1]]) > self.config.chunk_tokens or self.config.warm_start
+        adapter = pool.begin(batch_index, len(batch)) if pool is not None and learns else None
+        device = self.model.embedding.weight.device
+        starts = self.documents.starts[batch]
+        lengths = self.documents.num_targets[batch]
+        for step in chunk_steps(lengths, self.config.chunk_tokens, self.config.window_tokens):
+            row_starts = starts[step.first_row :]
+            ids, targets = _fill_buffers(self.tokens, row_starts, step)
+            ids, targets = ids.to(device), targets.to(device)
+            spans = [
+                span._replace(target=span.target + int(start))
+                for span, start in zip(step.spans, row_starts, strict=True)
+            ]
+            if adapter is not None:
+                adapter.step(ids, targets, step, spans, self.scores)
+            else:
+                with torch.inference_mode():
+                    nll = self.model.token_nll(ids, targets, first_position=step.first_position)
+                self.scores.commit(nll, spans)
+            nats = self.scores.flush()
+            if self.proceed is not None and not self.proceed(sum(span.length for span in spans), nats):
+                return False
+        if pool is not None and adapter is not None:
+            pool.end(batch_index, adapter)
+        return True
 
 
 def _fill_buffers(

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, get_args, get_origin, get_type_hints
 
 MODES = ("plain", "sliding", "ttt")
+METHODS = ("lora", "phased", "full")
 ADAPTER_SITES = ("q", "k", "v", "attention", "mlp", "head")
 
 
@@ -34,19 +35,62 @@ def _require_number(name: str, value: float, low: float, high: float, *, open_lo
 
 
 @dataclass(frozen=True)
-class TTTConfig:
-    """Score-first test-time training with one private LoRA set per document (methods.md 8.5).
+class SGDConfig:
+    """SGD with momentum on the base weights from targets already scored (methods.md 8.4 and 8.6).
 
+    chunk_tokens: targets of one step per epoch; a multiple of buffer_tokens. With method full it is also how many
+        targets are scored before each update.
+    buffer_tokens: targets of one forward; a step averages over its buffers, so only speed and memory depend on it.
+    sequence_tokens: longest stretch that attention sees.
+    learning_rate: of the first chunk; it falls to 0 along half a cosine over the chunks.
+    frozen_blocks: blocks at the bottom whose weights don't learn.
+    """
+
+    chunk_tokens: int = 32_768
+    buffer_tokens: int = 4_096
+    sequence_tokens: int = 2_048
+    learning_rate: float = 0.001
+    momentum: float = 0.9
+    num_epochs: int = 1
+    gradient_clip_norm: float = 1.0
+    frozen_blocks: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("chunk_tokens", "buffer_tokens", "sequence_tokens", "num_epochs"):
+            _require_at_least(f"ttt.sgd.{name}", getattr(self, name), 1)
+        _require_at_least("ttt.sgd.frozen_blocks", self.frozen_blocks, 0)
+        multiple = self.chunk_tokens % self.buffer_tokens == 0 and self.buffer_tokens % self.sequence_tokens == 0
+        sizes = f"{self.chunk_tokens}, {self.buffer_tokens}, {self.sequence_tokens}"
+        names = "ttt.sgd.chunk_tokens, buffer_tokens, sequence_tokens"
+        _require(multiple, f"{names} must each be a multiple of the next, not {sizes}")
+        _require_number("ttt.sgd.learning_rate", self.learning_rate, 0.0, 100.0)
+        _require_number("ttt.sgd.momentum", self.momentum, 0.0, 0.9999999)
+        _require_number("ttt.sgd.gradient_clip_norm", self.gradient_clip_norm, 0.0, 1e9, open_low=True)
+
+
+@dataclass(frozen=True)
+class TTTConfig:
+    """Score-first test-time training.
+
+    method: `lora`, one private LoRA set per document (methods.md 8.5); `phased`, the same with SGD on the base weights
+        between phases (8.6); `full`, SGD on the base weights over chunks of the stream (8.4).
     chunk_tokens: targets scored, and then trained on, per step.
     window_tokens: context of one forward; at least chunk_tokens.
     batch_documents: documents adapted side by side; only speed and memory depend on it.
     rank, alpha: the adapter adds alpha/rank * (x Aᵀ) Bᵀ at each site.
     sites: where adapters sit, a subset of ADAPTER_SITES.
     learning_rate, beta1, beta2, epsilon, weight_decay: AdamW, one step per chunk.
-    warm_start: keep A from the batch before (B is always zeroed); False makes documents independent of each other.
+    warm_start: keep A from the batch before in the same lane (B is always zeroed); False makes documents independent
+        of each other.
+    num_lanes: batch i belongs to lane i modulo num_lanes, so that warm A doesn't depend on the number of processes,
+        which must be a divisor.
     seed: draws A.
+    prefix_documents, num_phases: with method phased, phase k of n ends once at least prefix_documents k/n documents are
+        scored; the base weights then learn from that many of them, the shortest.
+    sgd: with methods phased and full.
     """
 
+    method: str = "lora"
     chunk_tokens: int = 256
     window_tokens: int = 1024
     batch_documents: int = 64
@@ -59,9 +103,16 @@ class TTTConfig:
     epsilon: float = 1e-10
     weight_decay: float = 0.0
     warm_start: bool = False
+    num_lanes: int = 8
     seed: int = 0
+    prefix_documents: int = 2500
+    num_phases: int = 3
+    sgd: SGDConfig = field(default_factory=SGDConfig)
 
     def __post_init__(self) -> None:
+        _require(self.method in METHODS, f"ttt.method must be one of {', '.join(METHODS)}, not {self.method!r}")
+        for name in ("num_lanes", "prefix_documents", "num_phases"):
+            _require_at_least(f"ttt.{name}", getattr(self, name), 1)
         _require_at_least("ttt.chunk_tokens", self.chunk_tokens, 1)
         _require_at_least("ttt.window_tokens", self.window_tokens, self.chunk_tokens)
         _require_at_least("ttt.batch_documents", self.batch_documents, 1)

@@ -25,10 +25,6 @@ class Coverage:
             raise CoverageError(f"target {start + int(np.argmax(part))} would be scored a second time")
         part[:] = True
 
-    def contains(self, start: int, end: int) -> bool:
-        """Whether every target of [start, end) has been scored."""
-        return bool(self.scored[start:end].all())
-
     @property
     def num_scored(self) -> int:
         return int(np.count_nonzero(self.scored))

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 
 from eval import provenance
-from eval.adapt import score_adapting
 from eval.buckets import length_buckets
 from eval.config import EvalConfig, to_dict
+from eval.phases import score_adapting
 from eval.plan import document_batches, fixed_windows, sliding_windows
 from eval.progress import Budget, Progress
 from eval.scores import Scores

@@ -106,6 +106,40 @@ def document_batches(num_targets: IntArray, batch_documents: int) -> list[IntArr
 
 
 @dataclass(frozen=True)
+class Phase:
+    """Batches scored with the same base weights, and what those weights learn afterwards.
+
+    batches: numbers of the batches.
+    learned: numbers of the documents that global SGD then learns from, ascending by length; empty for the last phase.
+    """
+
+    batches: range
+    learned: IntArray
+
+
+def document_phases(batches: list[IntArray], prefix_documents: int, num_phases: int) -> list[Phase]:
+    """Cuts document batches into phases (methods.md 8.6, on a static plan).
+
+    Phase k of n ends after the batch with which at least floor(prefix k/n) documents are scored in all; the base
+    weights then learn from that many of the scored documents, the shortest of them. What follows is the last phase. No
+    phase ends with the last batch, because nothing would use the weights.
+    """
+    ascending = {int(document): place for place, document in enumerate(np.concatenate(batches[::-1]))}
+    scored: list[int] = []
+    phases: list[Phase] = []
+    first = 0
+    for index, batch in enumerate(batches[:-1]):
+        scored.extend(batch.tolist())
+        boundary = prefix_documents * (len(phases) + 1) // num_phases
+        if len(phases) < num_phases and len(scored) >= boundary:
+            learned = sorted(scored, key=ascending.__getitem__)[:boundary]
+            phases.append(Phase(range(first, index + 1), np.array(learned, dtype=np.int64)))
+            first = index + 1
+    phases.append(Phase(range(first, len(batches)), np.zeros(0, dtype=np.int64)))
+    return phases
+
+
+@dataclass(frozen=True)
 class ChunkStep:
     """One step of score-first adaptation on a batch of documents (methods.md 8.5). Arrays have one entry per row.
 

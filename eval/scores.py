@@ -13,8 +13,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from eval.coverage import Coverage
+from eval.coverage import Coverage, CoverageError
 from eval.plan import Span
+from eval.ranks import Ranks
 from eval.tally import Tally
 from model.errors import InputError
 
@@ -33,6 +34,7 @@ class Scores:
     def __init__(self, num_targets: int, dtype: type[np.floating] = np.float32) -> None:
         self.coverage = Coverage(num_targets)
         self.nats: npt.NDArray[np.floating] = np.zeros(num_targets, dtype=dtype)
+        self._committed_elsewhere: npt.NDArray[np.bool_] = np.zeros(num_targets, dtype=np.bool_)
         self._pending: list[tuple[torch.Tensor, tuple[Span, ...]]] = []
 
     def commit(self, nll: torch.Tensor, spans: Sequence[Span]) -> None:
@@ -44,11 +46,30 @@ class Scores:
     def permit_update(self, spans: Iterable[Span]) -> None:
         """Raises UpdateBeforeCommitError unless every target of the spans has been committed."""
         for span in spans:
-            if not self.coverage.contains(span.target, span.target + span.length):
+            part = slice(span.target, span.target + span.length)
+            if not (self.coverage.scored[part] | self._committed_elsewhere[part]).all():
                 last = span.target + span.length - 1
                 raise UpdateBeforeCommitError(
                     f"update from targets {span.target}..{last} before their scores are fixed"
                 )
+
+    def exchange_commitments(self, ranks: Ranks, start: int, end: int) -> None:
+        """Tells all ranks which targets of [start, end) have been committed here; called by every rank."""
+        if ranks.size == 1:
+            return
+        counts = self.coverage.scored[start:end].astype(np.float32)
+        ranks.sum_array(counts)
+        if (counts > 1).any():
+            raise CoverageError(f"target {start + int(np.argmax(counts > 1))} was scored by two processes")
+        self._committed_elsewhere[start:end] = counts > 0
+
+    def gather(self, ranks: Ranks) -> None:
+        """Puts the losses of all ranks together, on every rank; raises CoverageError if two scored the same target."""
+        if ranks.size == 1:
+            return
+        self.exchange_commitments(ranks, 0, len(self.nats))
+        ranks.sum_array(self.nats)
+        self.coverage.scored[:] = self._committed_elsewhere
 
     def flush(self) -> float:
         """Moves committed losses to the host; returns their sum in nats. Raises InputError if one isn't finite."""

@@ -10,10 +10,12 @@ import pytest
 import torch
 
 import eval.adapt
-from eval.adapt import DocumentAdapter, score_adapting
+from eval.adapt import DocumentAdapter
 from eval.config import TTTConfig
 from eval.documents import find_documents
-from eval.plan import Share, fixed_windows
+from eval.phases import score_adapting
+from eval.plan import document_batches, fixed_windows
+from eval.ranks import Ranks
 from eval.scores import Scores, UpdateBeforeCommitError
 from eval.scoring import TokenArray, score_windows
 from model.network.adapters import AdapterSet
@@ -36,7 +38,7 @@ CONFIG = TTTConfig(
 def adapt(model, tokens, config=CONFIG, dtype=np.float32, **options) -> np.ndarray:
     scores = Scores(len(tokens) - 1, dtype)
     score_adapting(model, tokens, find_documents(tokens, 1), config, scores, **options)
-    if "share" not in options and "proceed" not in options:
+    if "ranks" not in options and "proceed" not in options:
         scores.coverage.require_complete()
     return scores.nats
 
@@ -134,7 +136,7 @@ def test_documents_scored_later_may_be_noise(load_model, make_tokens):
     documents = find_documents(tokens, 1)
     config = dataclasses.replace(CONFIG, warm_start=True)
     original = adapt(model, tokens, config)
-    batches = eval.adapt.document_batches(documents.num_targets, config.batch_documents)
+    batches = document_batches(documents.num_targets, config.batch_documents)
     noise = tokens.copy()
     for document in np.concatenate(batches[1:]):
         start, n = int(documents.starts[document]), int(documents.num_targets[document])
@@ -231,11 +233,11 @@ def test_the_base_weights_stay_as_they_are(load_model, make_tokens):
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
-@pytest.mark.parametrize("world_size", [2, 3])
+@pytest.mark.parametrize("world_size", [2, 4])
 def test_shares_of_all_ranks_are_the_whole(load_model, make_tokens, world_size):
     model = load_model()
     tokens = make_tokens(LENGTHS)
-    parts = [adapt(model, tokens, share=Share(rank, world_size)) for rank in range(world_size)]
+    parts = [adapt(model, tokens, ranks=Ranks(rank, world_size)) for rank in range(world_size)]
     assert (np.sum(parts, axis=0) == adapt(model, tokens)).all()
 
 
