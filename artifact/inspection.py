@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from artifact.content import QuantizedTensor, Tensor
+from artifact.manifest import part_shapes
 from artifact.reader import Artifact, describe_encoding, read
 
 
@@ -63,7 +64,17 @@ def inspect(path: str | os.PathLike[str], *, with_entropy: bool = False) -> dict
             "shapes": [list(tensor_set.shape) for tensor_set in group.tensor_sets],
             "encoding": describe_encoding(group.encoding),
             "num_weights": group.num_weights,
-            "parts": [{"codec": part.codec.name.lower(), "num_bytes": part.num_bytes} for part in group.parts],
+            "order": group.encoding.order.name.lower(),
+            "parts": [
+                {
+                    "name": shape.name,
+                    "codec": part.codec.name.lower(),
+                    "num_symbols": shape.num_symbols,
+                    "num_bytes": part.num_bytes,
+                    "carried_bytes": part.carried_bytes,
+                }
+                for part, shape in zip(group.parts, part_shapes(group.tensor_sets, group.encoding), strict=True)
+            ],
             "coded_bytes": row.coded_bytes,
             "bits_per_weight": row.bits_per_weight,
             "share": row.coded_bytes / artifact.total_bytes,

@@ -19,3 +19,6 @@ MAX_RANK: Final = 4096
 # symbol costs less than 1/177 bit (FORMAT.md section 7), so only zstd on constant data ever meets it.
 EXPANSION_FACTOR: Final = 2048
 EXPANSION_ALLOWANCE: Final = 65_536
+
+# Steps of the entropy coder in the whole file; each takes some 30 microseconds however few symbols it decodes.
+MAX_RANS_STEPS: Final = 1 << 17

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from artifact import artifact_pb2, canonical_json, limits
+from artifact.codecs.rans import MAX_LANES, MAX_LINES, Lattice
 from artifact.codecs.registry import READABLE, expands_too_far
 from artifact.content import TENSOR_NAME, matrix_shape, num_scales
 from artifact.errors import ArtifactError, ErrorCode
@@ -73,6 +74,8 @@ class Part:
 
     codec: Codec
     num_bytes: int
+    carried_bytes: int = 0
+    lanes: int = 0
 
 
 @dataclass(frozen=True)
@@ -110,13 +113,20 @@ class Group:
 
     @property
     def stream_bytes(self) -> int:
-        return sum(part.num_bytes for part in self.parts)
+        return sum(part.num_bytes - part.carried_bytes for part in self.parts)
 
     def tensors(self) -> Iterator[tuple[str, tuple[int, ...]]]:
         """(name, shape) of every tensor in stream order."""
         for tensor_set in self.tensor_sets:
             for name in tensor_set.names():
                 yield name, tensor_set.shape
+
+
+def lattice_of(tensor_set: TensorSet, order: Order, lanes: int) -> Lattice:
+    """Lattice of a quantized group's symbols: lines are rows (or columns) of all matrices side by side."""
+    rows, columns = matrix_shape(tensor_set.shape)
+    lines, positions = (columns, rows) if order == Order.COLUMNS else (rows, columns)
+    return Lattice(lines, tensor_set.num_tensors * positions, lanes)
 
 
 def part_shapes(tensor_sets: Sequence[TensorSet], encoding: Encoding) -> list[PartShape]:
@@ -187,7 +197,7 @@ def from_wire(data: memoryview, stream_bytes: Sequence[int], code_bytes: int) ->
 
 def _groups(messages: Sequence[Any], stream_bytes: Sequence[int]) -> tuple[Group, ...]:
     groups = []
-    num_tensors = num_weights = 0
+    num_tensors = num_weights = num_steps = 0
     for message, length in zip(messages, stream_bytes, strict=True):
         tensor_sets = []
         for tensors in message.tensors:
@@ -200,11 +210,11 @@ def _groups(messages: Sequence[Any], stream_bytes: Sequence[int]) -> tuple[Group
         shapes = part_shapes(tensor_sets, encoding)
         if len(message.part) != len(shapes):
             raise ArtifactError(ErrorCode.PART_COUNT, f"{len(message.part)} parts instead of {len(shapes)}")
-        parts = tuple(Part(Codec(part.codec), part.num_bytes) for part in message.part)
+        parts = tuple(Part(Codec(part.codec), part.num_bytes, part.carried_bytes, part.lanes) for part in message.part)
         group = Group(tuple(tensor_sets), Role(message.role), encoding, parts, message.crc32)
-        for part in parts:
-            if part.codec not in READABLE:
-                raise ArtifactError(ErrorCode.CODEC, f"{group.label}: codec {part.codec.name} cannot be read")
+        for part, shape in zip(parts, shapes, strict=True):
+            if part.codec not in READABLE and (part.codec, shape.name) != (Codec.RANS, "symbols"):
+                raise ArtifactError(ErrorCode.CODEC, f"{group.label}: codec {part.codec.name} for {shape.name}")
         num_weights += group.num_weights
         if num_weights > limits.MAX_NUM_WEIGHTS:
             raise ArtifactError(ErrorCode.NUM_WEIGHTS, f"more than {limits.MAX_NUM_WEIGHTS} weights")
@@ -214,12 +224,32 @@ def _groups(messages: Sequence[Any], stream_bytes: Sequence[int]) -> tuple[Group
                     ErrorCode.EXPANSION,
                     f"{group.label}: {part.num_bytes} bytes of {shape.name} claim to hold {shape.num_symbols} symbols",
                 )
+        num_steps += _check_lanes(group)
+        if num_steps > limits.MAX_RANS_STEPS:
+            raise ArtifactError(ErrorCode.LANES, f"more than {limits.MAX_RANS_STEPS} steps of the entropy coder")
         if group.stream_bytes != length:
             raise ArtifactError(
                 ErrorCode.STREAM_LENGTH, f"{group.label}: stream of {length} bytes, parts of {group.stream_bytes}"
             )
         groups.append(group)
     return tuple(groups)
+
+
+def _check_lanes(group: Group) -> int:
+    """Check the fields that only RANS has; return the number of steps that decoding takes."""
+    num_steps = 0
+    for index, part in enumerate(group.parts):
+        if part.codec == Codec.RANS:
+            lattice = lattice_of(group.tensor_sets[0], group.encoding.order, part.lanes)
+            following = sum(later.num_bytes for later in group.parts[index + 1 :])
+            valid = 1 <= part.lanes <= MAX_LANES and part.carried_bytes <= min(2 * part.lanes, following)
+            valid = valid and 1 <= lattice.num_lines <= MAX_LINES and lattice.width > 0
+            num_steps += lattice.num_steps if valid else 0
+        else:
+            valid = part.lanes == part.carried_bytes == 0
+        if not valid:
+            raise ArtifactError(ErrorCode.LANES, f"{group.label}: {part} does not fit the group")
+    return num_steps
 
 
 def _tensor_set(message: Any) -> TensorSet:
@@ -258,7 +288,7 @@ def _encoding(message: Any, tensor_sets: Sequence[TensorSet]) -> Encoding:
     if kind == Kind.FLOAT:
         valid = float_type != FloatType.LOG8 and encoding == Encoding(kind, float_type)
     else:
-        valid = float_type != FloatType.FLOAT8_E4M3
+        valid = float_type != FloatType.FLOAT8_E4M3 and len(tensor_sets) == 1
         valid &= 2 <= encoding.bits <= 8 if kind in (Kind.SYMMETRIC, Kind.ASYMMETRIC) else encoding.bits == 0
         if float_type == FloatType.LOG8:
             valid &= LOG8_MIN_EXPONENT <= encoding.scale_exponent <= LOG8_MAX_EXPONENT

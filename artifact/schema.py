@@ -36,7 +36,7 @@ class FloatType(IntEnum):
 
 
 class Order(IntEnum):
-    """Order of the symbols of one matrix in its stream."""
+    """Order of a group's symbols: by row number and then matrix, or by column number and then matrix."""
 
     ROWS = 0
     COLUMNS = 1

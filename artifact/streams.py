@@ -2,20 +2,24 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
 from artifact import floats
-from artifact.codecs import registry
+from artifact.codecs import rans, registry
+from artifact.codecs.rans import MAX_LANES, MAX_LINES, Lattice
 from artifact.content import PlainTensor, QuantizedTensor, Tensor, matrix_shape, num_scales, symbol_range
 from artifact.errors import ArtifactError, ErrorCode
 from artifact.grouping import GroupedTensors
-from artifact.manifest import Encoding, Group, Part, part_shapes
-from artifact.schema import FloatType, Kind, Order
+from artifact.manifest import Encoding, Group, Part, lattice_of, part_shapes
+from artifact.schema import Codec, FloatType, Kind, Order
 
 Symbols = npt.NDArray[np.uint8]
+
+# Steps of the entropy coder in a large group, some 30 microseconds each.
+_TARGET_STEPS: Final = 4096
 
 
 @dataclass(frozen=True)
@@ -28,14 +32,42 @@ class CodedGroup:
 
 
 def encode_group(grouped: GroupedTensors) -> CodedGroup:
-    """Code every part of a group with the codec that makes it shortest."""
-    parts, pieces = [], []
-    shapes = part_shapes(grouped.tensor_sets, grouped.encoding)
-    for symbols, shape in zip(_to_parts(grouped), shapes, strict=True):
-        codec, data = registry.encode_smallest(symbols, shape.alphabet)
-        parts.append(Part(codec, len(data)))
-        pieces.append(data)
-    return CodedGroup(grouped.encoding, tuple(parts), b"".join(pieces))
+    """Code every part of a group with the codec that makes it shortest, symbols also by columns instead of rows."""
+    first, *rest = _to_parts(grouped)
+    first_shape, *rest_shapes = part_shapes(grouped.tensor_sets, grouped.encoding)
+    coded_rest = [
+        registry.encode_smallest(symbols, shape.alphabet) for symbols, shape in zip(rest, rest_shapes, strict=True)
+    ]
+    rest_parts = tuple(Part(codec, len(data)) for codec, data in coded_rest)
+    following = b"".join(data for _, data in coded_rest)
+    best = _coded(grouped.encoding, *registry.encode_smallest(first, first_shape.alphabet), rest_parts, following)
+    if grouped.encoding.kind != Kind.FLOAT and first.size:
+        for order in Order:
+            encoding = replace(grouped.encoding, order=order)
+            symbols = first if order == Order.ROWS else _symbols(grouped, order)
+            lattice = lattice_of(grouped.tensor_sets[0], order, lanes=1)
+            if lattice.num_lines <= MAX_LINES:
+                candidate = _coded_with_rans(encoding, symbols, lattice, rest_parts, following)
+                if len(candidate.stream) < len(best.stream):
+                    best = candidate
+    return best
+
+
+def _coded(encoding: Encoding, codec: Codec, data: bytes, rest_parts: tuple[Part, ...], following: bytes) -> CodedGroup:
+    return CodedGroup(encoding, (Part(codec, len(data)), *rest_parts), data + following)
+
+
+def _coded_with_rans(
+    encoding: Encoding, symbols: Symbols, lattice: Lattice, rest_parts: tuple[Part, ...], following: bytes
+) -> CodedGroup:
+    # More lanes decode faster but cost some bytes each. Lanes beyond the last full chunk of a line would idle.
+    target = min(max(-(-lattice.num_symbols // _TARGET_STEPS), 1), MAX_LANES)
+    num_chunks = max(lattice.width // target, 1)
+    lanes = min(-(-lattice.width // num_chunks), MAX_LANES)
+    carried = following[: 2 * lanes]
+    data = rans.encode(symbols, replace(lattice, lanes=lanes), encoding.alphabet, carried)
+    part = Part(Codec.RANS, len(data), carried_bytes=len(carried), lanes=lanes)
+    return CodedGroup(encoding, (part, *rest_parts), data + following[len(carried) :])
 
 
 def decode_group(group: Group, stream: memoryview) -> list[Tensor]:
@@ -43,27 +75,39 @@ def decode_group(group: Group, stream: memoryview) -> list[Tensor]:
 
     Raises ArtifactError with the codes of the codecs, NOT_FINITE and PERMUTATION.
     """
-    decoded, position = [], 0
+    decoded = []
     for part, shape in zip(group.parts, part_shapes(group.tensor_sets, group.encoding), strict=True):
-        data = stream[position : position + part.num_bytes]
-        decoded.append(registry.decode(part.codec, data, shape.num_symbols, shape.alphabet))
-        position += part.num_bytes
+        data, stream = stream[: part.num_bytes], stream[part.num_bytes :]
+        if part.codec == Codec.RANS:
+            lattice = lattice_of(group.tensor_sets[0], group.encoding.order, part.lanes)
+            symbols, carried = rans.decode(data, lattice, shape.alphabet)
+            if any(carried[part.carried_bytes :]):
+                raise ArtifactError(ErrorCode.RANS_STREAM, f"{group.label}: lanes carry more than the part says")
+            stream = memoryview(carried[: part.carried_bytes] + bytes(stream))
+        else:
+            symbols = registry.decode(part.codec, data, shape.num_symbols, shape.alphabet)
+        decoded.append(symbols)
     if group.encoding.kind == Kind.FLOAT:
         return _plain_tensors(group, decoded[0])
     return _quantized_tensors(group, decoded)
 
 
-def symbols_of(tensor: QuantizedTensor, order: Order) -> Symbols:
-    """Stored symbols of a quantized tensor: from 0 up, rows permuted, in the given order; uint8 [n]."""
+def _symbols(grouped: GroupedTensors, order: Order) -> Symbols:
+    """Stored symbols of a quantized group, uint8 [n]: first row of every matrix, second row of every matrix, ..."""
+    matrices = np.stack([_unsigned(tensor) for tensor in grouped.tensors if isinstance(tensor, QuantizedTensor)])
+    # [tensor, row, column] -> lines, tensors, positions
+    return np.ascontiguousarray(matrices.transpose((2, 0, 1) if order == Order.COLUMNS else (1, 0, 2))).reshape(-1)
+
+
+def _unsigned(tensor: QuantizedTensor) -> Symbols:
+    """Symbols of one matrix from 0 up, rows permuted; uint8 [rows, columns]."""
     if tensor.kind == Kind.BINARY:
         unsigned = (tensor.symbols > 0).astype(np.uint8)
     else:
         low, _ = symbol_range(tensor.kind, tensor.bits)
         unsigned = (tensor.symbols.astype(np.int16) - low).astype(np.uint8)
     matrix = unsigned.reshape(matrix_shape(tensor.shape))
-    if tensor.row_order is not None:
-        matrix = matrix[tensor.row_order]
-    return np.ascontiguousarray(matrix.T if order == Order.COLUMNS else matrix).reshape(-1)
+    return matrix if tensor.row_order is None else matrix[tensor.row_order]
 
 
 def _to_parts(grouped: GroupedTensors) -> list[Symbols]:
@@ -74,7 +118,7 @@ def _to_parts(grouped: GroupedTensors) -> list[Symbols]:
     quantized = [tensor for tensor in grouped.tensors if isinstance(tensor, QuantizedTensor)]
     scales = _concatenate([tensor.scales.astype(np.float32) for tensor in quantized], np.float32)
     parts = [
-        _concatenate([symbols_of(tensor, encoding.order) for tensor in quantized], np.uint8),
+        _symbols(grouped, encoding.order),
         floats.to_planes(scales, encoding.float_type, encoding.scale_exponent),
     ]
     if encoding.kind == Kind.ASYMMETRIC:
@@ -111,11 +155,17 @@ def _quantized_tensors(group: Group, decoded: list[Symbols]) -> list[Tensor]:
     orders = (
         decoded[-1].reshape(2, -1).T.astype(np.uint16) @ np.array([1, 256], np.uint16) if encoding.permuted else None
     )
+    tensor_set = group.tensor_sets[0]
+    shape = tensor_set.shape
+    rows, columns = matrix_shape(shape)
+    count = num_scales(shape, encoding.group_size)
+    if encoding.order == Order.COLUMNS:
+        matrices = symbols.reshape(columns, tensor_set.num_tensors, rows).transpose(1, 2, 0)
+    else:
+        matrices = symbols.reshape(rows, tensor_set.num_tensors, columns).transpose(1, 0, 2)
     tensors: list[Tensor] = []
-    symbol_at = scale_at = row_at = 0
-    for name, shape in group.tensors():
-        rows, columns = matrix_shape(shape)
-        count = num_scales(shape, encoding.group_size)
+    scale_at = row_at = 0
+    for name, matrix in zip(tensor_set.names(), matrices, strict=True):
         row_order = None
         if orders is not None:
             row_order = orders[row_at : row_at + rows]
@@ -123,7 +173,7 @@ def _quantized_tensors(group: Group, decoded: list[Symbols]) -> list[Tensor]:
                 raise ArtifactError(ErrorCode.PERMUTATION, f"{name}: the row order is no permutation")
         tensors.append(
             QuantizedTensor(
-                symbols=_signed(symbols[symbol_at : symbol_at + rows * columns], encoding, shape, row_order),
+                symbols=_signed(matrix, encoding, row_order).reshape(shape),
                 scales=scales[scale_at : scale_at + count],
                 bits=encoding.bits,
                 kind=encoding.kind,
@@ -134,29 +184,22 @@ def _quantized_tensors(group: Group, decoded: list[Symbols]) -> list[Tensor]:
                 row_order=row_order,
             )
         )
-        symbol_at, scale_at, row_at = symbol_at + rows * columns, scale_at + count, row_at + rows
+        scale_at, row_at = scale_at + count, row_at + rows
     return tensors
 
 
 def _signed(
-    stored: Symbols, encoding: Encoding, shape: tuple[int, ...], row_order: npt.NDArray[np.uint16] | None
+    matrix: Symbols, encoding: Encoding, row_order: npt.NDArray[np.uint16] | None
 ) -> npt.NDArray[np.int8] | npt.NDArray[np.uint8]:
-    """Undo `symbols_of`: symbols of a tensor of the given shape, int8 (uint8 for ASYMMETRIC)."""
-    rows, columns = matrix_shape(shape)
-    matrix = stored.reshape(columns, rows).T if encoding.order == Order.COLUMNS else stored.reshape(rows, columns)
+    """Undo `_unsigned`: symbols [rows, columns], int8 (uint8 for ASYMMETRIC)."""
     if row_order is not None:
         unpermuted = np.empty_like(matrix, order="C")
         unpermuted[row_order] = matrix
         matrix = unpermuted
-    matrix = np.ascontiguousarray(matrix).reshape(shape)
+    matrix = np.ascontiguousarray(matrix)
     if encoding.kind == Kind.ASYMMETRIC:
         return matrix
     if encoding.kind == Kind.BINARY:
         return (matrix * np.uint8(2) - np.uint8(1)).view(np.int8)
     low, _ = symbol_range(encoding.kind, encoding.bits)
     return (matrix - np.uint8(-low)).view(np.int8)
-
-
-def with_order(grouped: GroupedTensors, order: Order) -> GroupedTensors:
-    """The same group with its symbols stored in another order."""
-    return replace(grouped, encoding=replace(grouped.encoding, order=order))

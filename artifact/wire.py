@@ -71,6 +71,8 @@ _ENCODING: Final[Message] = {
 _PART: Final[Message] = {
     1: Field("codec", "enum", maximum=4),
     2: Field("num_bytes", "uint32"),
+    3: Field("carried_bytes", "uint32"),
+    4: Field("lanes", "uint32"),
 }
 _GROUP: Final[Message] = {
     1: Field("tensors", "message", repeated=True, required=True, message=_TENSOR_SET),

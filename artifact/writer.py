@@ -83,7 +83,15 @@ def _manifest(content: Content, grouped: Sequence[GroupedTensors], coded: Sequen
                 order=int(encoding.order),
                 permuted=encoding.permuted,
             ),
-            part=[artifact_pb2.Part(codec=int(part.codec), num_bytes=part.num_bytes) for part in result.parts],
+            part=[
+                artifact_pb2.Part(
+                    codec=int(part.codec),
+                    num_bytes=part.num_bytes,
+                    carried_bytes=part.carried_bytes,
+                    lanes=part.lanes,
+                )
+                for part in result.parts
+            ],
             crc32=zlib.crc32(result.stream),
         )
     for name, target in sorted(content.ties.items()):

@@ -10,6 +10,7 @@ from artifact.schema import Codec
 
 Symbols = npt.NDArray[np.uint8]
 
+# For any part. RANS is for the symbols of quantized tensors only: its contexts need their lattice.
 READABLE = (Codec.RAW, Codec.BITPACK, Codec.ZSTD)
 
 

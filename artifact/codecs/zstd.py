@@ -12,15 +12,19 @@ import zstandard
 
 from artifact.errors import ArtifactError, ErrorCode
 
+# Level 19 takes more than a second for each megabyte; what is larger is coded better by the entropy coder anyway.
 _LEVEL: Final = 19
+_LEVEL_OF_LARGE: Final = 6
+_LARGE_SYMBOLS: Final = 1 << 20
 _MAGIC: Final = b"\x28\xb5\x2f\xfd"
 _CONTENT_SIZE_BYTES: Final = (0, 2, 4, 8)
 _MAX_WINDOW_BYTES: Final = 1 << 27
 
 
 def encode(symbols: npt.NDArray[np.uint8]) -> bytes:
-    """One frame of uint8 [n] symbols at level 19; the same bytes for the same library version."""
-    compressor = zstandard.ZstdCompressor(level=_LEVEL, write_checksum=False, write_content_size=True)
+    """One frame of uint8 [n] symbols; the same bytes for the same library version."""
+    level = _LEVEL if len(symbols) <= _LARGE_SYMBOLS else _LEVEL_OF_LARGE
+    compressor = zstandard.ZstdCompressor(level=level, write_checksum=False, write_content_size=True)
     return compressor.compress(symbols.tobytes())
 
 

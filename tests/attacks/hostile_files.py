@@ -10,6 +10,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+
+from artifact.codecs import rans
 from artifact.errors import ErrorCode
 
 MAGIC = b"\x09ALBATRS\n"
@@ -65,8 +68,8 @@ def encoding(
     return data(3, b"".join(number(index + 1, value) for index, value in enumerate(values)))
 
 
-def part(codec: int, num_bytes: int) -> bytes:
-    return data(4, number(1, codec) + number(2, num_bytes))
+def part(codec: int, num_bytes: int, carried: int = 0, lanes: int = 0) -> bytes:
+    return data(4, number(1, codec) + number(2, num_bytes) + number(3, carried) + number(4, lanes))
 
 
 @dataclass(frozen=True)
@@ -138,6 +141,24 @@ def with_symbols(codec: int, coded: bytes, **changes: Any) -> bytes:
     """The ordinary group with its symbols coded by `codec` as `coded`."""
     parts = part(codec, len(coded)) + part(0, len(SCALES))
     return one_group(parts=parts, stream=coded + SCALES, **changes)
+
+
+def rans_stream(lanes: int = 4, carried: bytes = SCALES) -> bytes:
+    """The eight symbols in order; carries the scales if there is room."""
+    return rans.encode(np.arange(8, dtype=np.uint8), rans.Lattice(ROWS, COLUMNS, lanes), 16, carried)
+
+
+def with_rans(coded: bytes, carried: int = 4, lanes: int = 4, after: bytes = b"", **changes: Any) -> bytes:
+    """The ordinary group with its symbols coded by RANS, the scales carried."""
+    parts = part(3, len(coded), carried, lanes) + part(0, len(SCALES))
+    return one_group(parts=parts, stream=coded + after, **changes)
+
+
+def rans_model(contexts: int = 1, prior: int = 512, thresholds: bytes = b"", tables: bytes | None = None) -> bytes:
+    """Header and tables of a stream of symbols 0..7, all equally frequent."""
+    if tables is None:
+        tables = (b"\x00\x07" + varint(2048) * 7) * contexts
+    return bytes((contexts,)) + prior.to_bytes(2, "little") + thresholds + tables
 
 
 def floats(values: bytes, float_type: int = 1, shape: Any = (1,), codec: int = 0) -> bytes:
@@ -423,6 +444,69 @@ def stream_files() -> dict[str, tuple[bytes, ErrorCode]]:
     return files
 
 
+def rans_files() -> dict[str, tuple[bytes, ErrorCode]]:
+    stream = rans_stream()
+    states = b"\0\0\x01\0" * 4
+    header, table, broken = ErrorCode.RANS_HEADER, ErrorCode.RANS_TABLE, ErrorCode.RANS_STREAM
+
+    def tables(payload: bytes) -> bytes:
+        return with_rans(rans_model(tables=payload) + states)
+
+    return {
+        "rans_no_lanes": (with_rans(stream, carried=0, lanes=0, after=SCALES), ErrorCode.LANES),
+        "rans_many_lanes": (with_rans(stream, lanes=16_385), ErrorCode.LANES),
+        "rans_carries_too_much": (with_rans(stream, lanes=1), ErrorCode.LANES),
+        "rans_carries_what_is_not_there": (with_rans(stream, carried=5), ErrorCode.LANES),
+        "rans_without_symbols": (
+            one_group(tensors=tensor_set(shape=(4, 0)), parts=part(3, 0, 0, 4) + part(0, 8), stream=bytes(8)),
+            ErrorCode.LANES,
+        ),
+        "rans_many_lines": (
+            one_group(
+                tensors=tensor_set(shape=(65_537, 1)),
+                parts=part(3, 100, 0, 1) + part(0, 2 * 65_537),
+                stream=bytes(100 + 2 * 65_537),
+            ),
+            ErrorCode.LANES,
+        ),
+        "rans_many_steps": (
+            one_group(
+                tensors=tensor_set(shape=(65_536, 3)),
+                parts=part(3, 100, 0, 1) + part(0, 2 * 65_536),
+                stream=bytes(100 + 2 * 65_536),
+            ),
+            ErrorCode.LANES,
+        ),
+        "lanes_of_another_codec": (one_group(parts=part(1, 4, 0, 1) + part(0, 4)), ErrorCode.LANES),
+        "rans_of_scales": (one_group(parts=part(1, 4) + part(3, 4, 0, 1)), ErrorCode.CODEC),
+        "rans_of_values": (floats(bytes(4), codec=3), ErrorCode.CODEC),
+        "rans_empty": (with_rans(b"", after=b""), header),
+        "rans_no_context": (with_rans(b"\0" + stream[1:]), header),
+        "rans_many_contexts": (with_rans(bytes((33,)) + stream[1:]), header),
+        "rans_prior": (with_rans(rans_model(prior=32_769) + states), header),
+        "rans_thresholds_cut": (with_rans(b"\x09\0\0\x01"), header),
+        "rans_thresholds_unordered": (with_rans(rans_model(3, thresholds=b"\5\0\5\0") + states), header),
+        "rans_threshold_zero": (with_rans(rans_model(2, thresholds=b"\0\0") + states), header),
+        "rans_table_cut": (with_rans(stream[:6]), table),
+        "rans_table_order": (tables(b"\x07\x07"), table),
+        "rans_table_alphabet": (tables(b"\x00\x10" + b"\x01" * 16), table),
+        "rans_table_overlong": (tables(b"\x00\x01\x81\x00"), table),
+        "rans_table_long": (tables(b"\x00\x01\x81\x81\x01"), table),
+        "rans_table_first_zero": (tables(b"\x00\x02\x00\x80\x40"), table),
+        "rans_table_last_zero": (tables(b"\x00\x02" + varint(8192) + varint(8192)), table),
+        "rans_table_over": (tables(b"\x00\x02" + varint(16000) + varint(16000)), table),
+        "rans_table_certain": (tables(b"\x00\x01" + varint(16_321)), table),
+        "rans_table_certain_last": (tables(b"\x00\x01" + varint(63)), table),
+        "rans_states_cut": (with_rans(stream[: len(rans_model()) + 10]), broken),
+        "rans_half_word": (with_rans(stream + b"\0"), broken),
+        "rans_word_missing": (with_rans(rans_model() + b"\0\0\x01\0" * 4), broken),
+        "rans_word_too_many": (with_rans(stream + b"\0\0"), broken),
+        "rans_state_small": (with_rans(rans_model() + b"\xff\xff\0\0" * 4), broken),
+        "rans_state_wrong": (with_rans(stream[:-1] + bytes((stream[-1] ^ 0x80,))), broken),
+        "rans_carries_unasked": (with_rans(stream, carried=0, after=SCALES), broken),
+    }
+
+
 def bombs() -> dict[str, tuple[bytes, ErrorCode]]:
     """About a kilobyte each, declaring or expanding to a gigabyte."""
     gigabyte = 1 << 30
@@ -450,7 +534,7 @@ def bombs() -> dict[str, tuple[bytes, ErrorCode]]:
 
 def hostile_files() -> dict[str, tuple[bytes, ErrorCode]]:
     """Name -> (bytes, code)."""
-    return {**frame_files(), **wire_files(), **manifest_files(), **stream_files(), **bombs()}
+    return {**frame_files(), **wire_files(), **manifest_files(), **stream_files(), **rans_files(), **bombs()}
 
 
 def variants() -> dict[str, bytes]:
@@ -461,5 +545,9 @@ def variants() -> dict[str, bytes]:
         "no_code": File(code=b"").bytes(),
         "optional_features": replace(base, features=packed(3, (3, 9))).bytes(),
         "empty_configuration": File(configuration=data(5, b"{}")).bytes(),
+        "rans": with_rans(rans_stream()),
+        "rans_one_lane": with_rans(rans_stream(1, SCALES[:2]), carried=2, lanes=1, after=SCALES[2:]),
+        "rans_carrying_nothing": with_rans(rans_stream(4, b""), carried=0, after=SCALES),
+        "rans_idle_lanes": with_rans(rans_stream(7), lanes=7),
         "zstd_raw_block": with_symbols(2, zstd_frame(raw_block(bytes(range(8))), 8)),
     }
