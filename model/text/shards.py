@@ -114,6 +114,18 @@ class TokenStream:
         ]
         return np.concatenate(found) if found else np.zeros(0, np.int64)
 
+    def first_bos(self) -> list[int]:
+        """Position of each shard's first BOS within the shard, 0 where it has none."""
+        return [_first_bos(shard) for shard in self.shards]
+
+
+def _first_bos(shard: np.ndarray) -> int:
+    for start in range(0, len(shard), 1 << 16):  # it is near the start; a shard need not be read whole
+        found = np.flatnonzero(shard[start : start + (1 << 16)] == BOS_ID)
+        if len(found):
+            return start + int(found[0])
+    return 0
+
 
 @dataclass(frozen=True)
 class DataFolder:
