@@ -258,7 +258,7 @@ def condense(complaint: str) -> str:
     lines = [line.strip(" │|") for line in text.splitlines()]
     paragraphs: list[list[str]] = [[]]
     for line in lines:
-        if re.fullmatch(r"[-─╭╮╰╯]+.*[-─╭╮╰╯]+", line):
+        if re.fullmatch(r"[-─╭╮╰╯├┤]+.*[-─╭╮╰╯├┤]+", line):
             paragraphs.append([])
         elif line:
             paragraphs[-1].append(line)
