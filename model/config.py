@@ -294,6 +294,9 @@ class ModelConfig:
     """Multiply both normalized branch inputs of layer l by 1/sqrt(l+1)."""
     output_norm: bool = False
     """RMSNorm of the input of both output projections."""
+    max_skips: int = 0
+    """At most this many decoder executions take a skip, from the first on; 0: as many as there are encoder outputs. Two
+    entries (ranks 18, 19) have rows for the order without recurrence only."""
     skip_gates: bool = False
     """Skips blend, `γ ⊙ x + (1-γ) ⊙ w ⊙ s` with γ = σ(gate), instead of adding (1.9)."""
     value_residual: bool = False
@@ -310,7 +313,7 @@ class ModelConfig:
     def __post_init__(self) -> None:
         for name in ("vocab_size", "num_layers", "model_dim", "num_heads", "num_kv_heads"):
             _require(getattr(self, name) >= 1, name, "an integer of at least 1", getattr(self, name))
-        for name in ("embedding_dim", "attention_window", "leaky_slope", "logit_softcap"):
+        for name in ("embedding_dim", "attention_window", "max_skips", "leaky_slope", "logit_softcap"):
             _require(getattr(self, name) >= 0, name, "a number of at least 0", getattr(self, name))
         for name in ("mlp_ratio", "embedding_init_std", "norm_epsilon"):
             _require(getattr(self, name) > 0, name, "a number above 0", getattr(self, name))

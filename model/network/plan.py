@@ -73,6 +73,8 @@ def layer_plan(config: ModelConfig, num_extra_passes: int | None = None) -> Laye
     order = execution_order(config, num_extra_passes)
     num_encoder = len(order) // 2
     num_skips = num_encoder if config.unet_skips else 0
+    if config.max_skips:
+        num_skips = min(num_skips, config.max_skips)
     segment_layers = recurrence.last_layer - recurrence.first_layer + 1
     total = config.num_executions if recurrence.per_execution_scalars else config.num_layers
     executions = []
