@@ -259,6 +259,8 @@ def condense(complaint: str) -> str:
     paragraphs: list[list[str]] = [[]]
     for line in lines:
         if re.fullmatch(r"[-─╭╮╰╯├┤]+.*[-─╭╮╰╯├┤]+", line):
+            if title := line.strip("-─╭╮╰╯├┤ "):
+                paragraphs[-1].append(title)
             paragraphs.append([])
         elif line:
             paragraphs[-1].append(line)
