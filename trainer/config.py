@@ -32,6 +32,9 @@ class MuonConfig:
     """... to this multiple at its end (rank 7: 0.7 and 0.5)."""
     reduction_dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the gradients while they travel between ranks; published entries with sharded Muon use bfloat16."""
+    outer_projections: bool = True
+    """Muon also moves projections outside the blocks (of hash and value embeddings, of narrow token tables); otherwise
+    they are with the scalars."""
 
     def __post_init__(self) -> None:
         _require(self.learning_rate >= 0, "matrix.learning_rate", "a number of at least 0", self.learning_rate)

@@ -1,12 +1,19 @@
 """The DeepSpeed engine around the network: the only file that imports deepspeed.
 
-DeepSpeed runs forward and backward and accumulates gradients over micro-batches. Their reduction over ranks, clipping
-and the optimizer step are the trainer's (gradients.py, optimizer.py), at every number of ranks.
+DeepSpeed runs forward and backward, accumulates gradients over micro-batches, and steps AdamW, sharding its state at
+ZeRO stage 1. Reduction over ranks, clipping, the finite check and Muon are the trainer's (optimizer.py).
+
+What stage 1 of DeepSpeed 0.19 does with this (runtime/zero/stage_1_and_2.py): it lays each AdamW group end to end in
+one flat tensor, gives this rank's part to the optimizer, and gathers all parts after the step. Matrices are no
+parameters of its optimizer, so it leaves their gradients 2-D and local. It would reduce AdamW's gradients itself, were
+it not for `enable_backward_allreduce = False`; `overlapping_partition_gradients_reduce_epilogue`, which otherwise
+ends that reduction, then only cuts this rank's part out of the gradients that the trainer has averaged.
 """
 
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from typing import Any
 
 import deepspeed
@@ -14,6 +21,8 @@ import torch
 from torch import Tensor, nn
 
 from model.network.gpt import GPT
+from trainer.config import TrainingConfig
+from trainer.deepspeed_config import engine_config, read_user_config
 from trainer.ranks import Ranks
 
 
@@ -24,32 +33,70 @@ class TrainingLoss(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, ids: Tensor, targets: Tensor) -> Tensor:
-        return self.model.token_nll(ids, targets).mean()
+    def forward(self, *batch: Tensor) -> Tensor:
+        """Arguments of `GPT.token_nll`."""
+        return self.model.token_nll(*batch).mean()
 
 
-def start_engine(
-    model: GPT, optimizer: torch.optim.Optimizer, ranks: Ranks, *, micro_batch_size: int, num_micro_batches: int
-) -> Any:
-    """A DeepSpeed engine at ZeRO stage 0 with float32 parameters.
+class Engine:
+    """Forward, backward and the AdamW step. The weights of rank 0 are broadcast to all at the start.
 
-    Call it on a micro-batch for its loss, then `backward(loss)` and `step()`; every `num_micro_batches`-th `step()`
-    runs the optimizer. The weights of rank 0 are broadcast to all.
+    Raises:
+        InputError: the user's DeepSpeed JSON asks for what the trainer decides or does not support.
     """
-    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-    # DeepSpeed would compile its shared-memory collectives for CPUs (45 s); the trainer uses none of DeepSpeed's.
-    deepspeed.ops.__compatible_ops__.pop("deepspeed_shm_comm", None)
-    deepspeed.init_distributed(dist_backend="nccl" if ranks.device.type == "cuda" else "gloo", auto_mpi_discovery=False)
-    engine, *_ = deepspeed.initialize(
-        model=TrainingLoss(model),
-        optimizer=optimizer,
-        config={
-            "train_batch_size": micro_batch_size * num_micro_batches * ranks.size,
-            "train_micro_batch_size_per_gpu": micro_batch_size,
-            "gradient_accumulation_steps": num_micro_batches,
-            "zero_optimization": {"stage": 0},
-            "steps_per_print": 2**31 - 1,
-        },
-    )
-    engine.enable_backward_allreduce = False
-    return engine
+
+    def __init__(
+        self,
+        model: GPT,
+        adamw: torch.optim.Optimizer,
+        config: TrainingConfig,
+        ranks: Ranks,
+        *,
+        micro_batch_size: int,
+        num_micro_batches: int,
+    ) -> None:
+        user = read_user_config(Path(config.deepspeed_config)) if config.deepspeed_config else {}
+        settings = engine_config(
+            user,
+            micro_batch_size=micro_batch_size,
+            num_micro_batches=num_micro_batches,
+            num_ranks=ranks.size,
+            zero_stage=config.zero_stage,
+        )
+        logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+        # DeepSpeed would compile its shared-memory collectives for CPUs (45 s); the trainer uses none of DeepSpeed's.
+        deepspeed.ops.__compatible_ops__.pop("deepspeed_shm_comm", None)
+        backend = "nccl" if ranks.device.type == "cuda" else "gloo"
+        deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False)
+        self._engine: Any
+        self._engine, *_ = deepspeed.initialize(model=TrainingLoss(model), optimizer=adamw, config=settings)
+        self._engine.enable_backward_allreduce = False
+        self._is_sharded = config.zero_stage == 1
+        self._model = model
+
+    def compile(self) -> None:
+        """torch.compile forward and backward, static shapes: a new graph for every shape and every switched phase."""
+        self._engine.module.compile(dynamic=False)
+
+    def forward_backward(self, *batch: Tensor) -> Tensor:
+        """Add a micro-batch to the gradients; returns its mean loss in nats, a scalar on the device."""
+        loss: Tensor = self._engine(*batch)
+        self._engine.backward(loss)
+        return loss.detach()
+
+    def next_micro_batch(self) -> None:
+        """Between the micro-batches of a step."""
+        self._engine.step()
+
+    def step_adamw(self) -> None:
+        """After the last micro-batch: step AdamW on the gradients as they stand on its parameters, clear them all."""
+        if self._is_sharded:
+            self._engine.optimizer.overlapping_partition_gradients_reduce_epilogue()
+        self._engine.step()
+        for parameter in self._model.parameters():
+            parameter.grad = None
+
+    def weights_were_replaced(self) -> None:
+        """Tell DeepSpeed that the model's parameters were written from outside: stage 1 keeps a copy of its part."""
+        if self._is_sharded:
+            self._engine.optimizer.refresh_fp32_params()

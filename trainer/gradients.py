@@ -1,40 +1,72 @@
-"""What happens to gradients between backward and the optimizer: average over ranks, finite check, clipping."""
+"""What happens to gradients between backward and the optimizers: clipping, the finite check, and how its outcome
+reaches the host without the device ever waiting."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import Parameter
-
-from trainer.ranks import Ranks
 
 
 class NonFiniteGradient(Exception):
-    """The averaged gradient holds NaN or infinity; no weight was touched."""
+    """The loss or the averaged gradient holds NaN or infinity; no weight was touched."""
 
 
-def average_gradients(parameters: Sequence[Parameter], ranks: Ranks) -> None:
-    """Replace every gradient by its mean over ranks, through one flat float32 buffer."""
-    if ranks.size == 1:
-        return
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    flat = torch.cat([g.flatten() for g in gradients])
-    ranks.average(flat)
-    torch._foreach_copy_(
-        gradients, [f.view_as(g) for f, g in zip(flat.split([g.numel() for g in gradients]), gradients, strict=True)]
-    )
+def clip_factor(norm: Tensor, max_norm: float) -> Tensor:
+    """What to multiply gradients of global L2 norm `norm` by, so that it is at most `max_norm` (0: no clipping)."""
+    return torch.clamp(max_norm / (norm + 1e-6), max=1.0) if max_norm else torch.ones_like(norm)
 
 
-def clip_gradients(parameters: Sequence[Parameter], max_norm: float) -> Tensor:
-    """Scale the gradients so that their global L2 norm is at most `max_norm` (0: leave them); returns the norm before.
+def clip_local_gradients(gradients: Sequence[Tensor], max_norm: float) -> None:
+    """Scale one rank's own gradients, before they are averaged, to an L2 norm of at most `max_norm`.
 
-    Called after averaging, so every rank sees the same global norm (published entries with sharded Muon clipped each
-    rank's local gradient).
+    Every rank gets another factor, so this is not clipping by the global norm: it is what the published entries with
+    sharded Muon do.
     """
-    gradients = [p.grad for p in parameters if p.grad is not None]
     norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
-    if max_norm:
-        torch._foreach_mul_(gradients, torch.clamp(max_norm / (norm + 1e-6), max=1.0))
-    return norm
+    torch._foreach_mul_(gradients, clip_factor(norm, max_norm))
+
+
+@dataclass(frozen=True)
+class StepOutcome:
+    """Of one optimizer step, over all ranks."""
+
+    step: int
+    """The first is 1."""
+    loss_nats: float
+    gradient_norm: float
+    """Before clipping."""
+    is_finite: bool
+    """Of this step and all before it: from the first step that is not, no weight moves."""
+
+
+class Outcomes:
+    """Outcomes on their way from the device: each is read when the next step has been queued, so that the device
+    always has work. On a CPU there is nothing to wait for and each is read at once."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._lag = 1 if device.type == "cuda" else 0
+        self._waiting: deque[tuple[int, Tensor, torch.cuda.Event | None]] = deque()
+
+    def add(self, step: int, status: Tensor) -> None:
+        """Take in the status of a step: loss, gradient norm and 1 if finite, float64 [3] on the device."""
+        if not self._lag:
+            self._waiting.append((step, status, None))
+            return
+        host = torch.empty(status.shape, dtype=status.dtype, pin_memory=True)
+        host.copy_(status, non_blocking=True)
+        event = torch.cuda.Event()
+        event.record()
+        self._waiting.append((step, host, event))
+
+    def ready(self, *, everything: bool = False) -> Iterator[StepOutcome]:
+        """Outcomes that are due, oldest first; `everything`: the last ones too."""
+        while len(self._waiting) > (0 if everything else self._lag):
+            step, status, event = self._waiting.popleft()
+            if event is not None:
+                event.synchronize()
+            loss, norm, finite = status.tolist()
+            yield StepOutcome(step, loss, norm, finite == 1)

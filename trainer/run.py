@@ -8,7 +8,6 @@ import time
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,13 +24,15 @@ from trainer import checkpoint as checkpoints
 from trainer.averaging import weight_average
 from trainer.clock import Clock
 from trainer.config import TrainingConfig
-from trainer.engine import start_engine
-from trainer.gradients import NonFiniteGradient, average_gradients, clip_gradients
+from trainer.engine import Engine
+from trainer.gradients import NonFiniteGradient, Outcomes
 from trainer.loader import SequentialLoader
 from trainer.metrics import Metrics
 from trainer.optimizer import TrainingOptimizer
+from trainer.phases import Phases
 from trainer.ranks import Ranks
-from trainer.schedule import learning_rate_multiplier, momentum
+from trainer.schedule import learning_rate_multiplier, momentum, weight_decay
+from trainer.warm_up import preserved, random_state, restore_random_state
 
 VALIDATION_BATCH_TOKENS = 32_768
 
@@ -104,26 +105,32 @@ class _Run:
         self.model.to(ranks.device)
         self.loader = SequentialLoader(data.train, training, ranks)
         self.optimizer = TrainingOptimizer(self.model, training, ranks)
-        self.step, self.clock_before = 0, 0.0
         self.average = weight_average(dict(self.model.named_parameters()), training)
-        elapsed = self._restore(checkpoints.load(resume)) if resume is not None else 0.0
-        self.clock = Clock(training, elapsed, replay_clock)
-        self.engine: Any = start_engine(
+        self.phases = Phases(self.model, training)
+        self.engine = Engine(
             self.model,
-            self.optimizer,
+            self.optimizer.adamw,
+            training,
             ranks,
             micro_batch_size=self.loader.micro_batch_sequences,
             num_micro_batches=self.loader.num_micro_batches,
         )
+        self.step, self.clock_before, self.loss_nats = 0, 0.0, math.nan
+        elapsed = self._restore(checkpoints.load(resume)) if resume is not None else 0.0
+        self.clock = Clock(training, elapsed, replay_clock)
+        self.outcomes = Outcomes(ranks.device)
+        self.rows: dict[int, dict[str, float]] = {}
+        """By step, what metrics.jsonl will say of steps whose outcome has not come back from the device."""
         self.terminated = False
         self.warned_of_checkpoint = False
 
     def to_the_end(self) -> TrainingResult:
         self._announce()
-        self._warm_up()
+        if self.ranks.device.type == "cuda":
+            self.warm_up()
         previous_handler = signal.signal(signal.SIGTERM, self._on_sigterm)
         try:
-            loss = self._loop()
+            self._loop()
         finally:
             signal.signal(signal.SIGTERM, previous_handler)
         final = self._save_checkpoint()
@@ -132,105 +139,135 @@ class _Run:
             num_steps=self.step,
             num_tokens=self.step * self.config.batch_tokens,
             train_seconds=self.clock.elapsed_seconds,
-            train_loss_nats=loss,
+            train_loss_nats=self.loss_nats,
             validation=validation,
             checkpoint=final,
         )
 
-    def _loop(self) -> float:
-        config, loss = self.config, math.nan
+    def _loop(self) -> None:
+        config = self.config
         self.clock.start()
         while True:
             fraction, terminated = self.ranks.from_first([self.clock.fraction(self.step), float(self.terminated)])
             if terminated:
-                self.clock.stop()
+                self._pause()
                 self._save_checkpoint()
                 raise Preempted(f"stopped by SIGTERM after step {self.step}")
             if fraction >= 1:
                 break
-            loss = self._train_step(fraction)
+            self._train_step(fraction)
             if config.validate_every_steps and self.step % config.validate_every_steps == 0:
-                self.clock.stop()
+                self._pause()
                 self._validate(config.validation_tokens or None)
                 self.clock.start()
             if config.checkpoint_every_steps and self.step % config.checkpoint_every_steps == 0:
-                self.clock.stop()
+                self._pause()
                 self._save_checkpoint_or_warn()
                 self.clock.start()
-        self.clock.stop()
-        return loss
+        self._pause()
 
-    def _train_step(self, fraction: float) -> float:
-        """One optimizer step at clock `fraction`; returns the mean loss in nats."""
+    def _pause(self) -> None:
+        """Finish what the device still has to do, then stop the clock."""
+        self._report_outcomes(everything=True)
+        if self.ranks.device.type == "cuda":
+            torch.cuda.synchronize()
+        self.clock.stop()
+
+    def _train_step(self, fraction: float) -> None:
+        """One optimizer step at clock `fraction`."""
         config = self.config
         multiplier = learning_rate_multiplier(config, self.step, fraction)
-        self.optimizer.learning_rate_multiplier = multiplier
-        self.optimizer.momentum = momentum(config.matrix, self.step)
-        loss, norm = self._forward_backward_step()
+        if change := self.phases.advance(self.step, fraction, multiplier):
+            self.metrics.line(f"step {self.step + 1}, {change}")
+        status = self._step_everything(multiplier, fraction)
         if self.average is not None:
             self.average.update(
                 step=self.step + 1, clock_advance=fraction - self.clock_before, learning_rate_multiplier=multiplier
             )
         self.step, self.clock_before = self.step + 1, fraction
-        elapsed_ms = 1000 * self.clock.elapsed_seconds
-        self.metrics.row(
-            step=self.step,
-            train_loss=loss,
-            clock=fraction,
-            learning_rate_multiplier=multiplier,
-            momentum=self.optimizer.momentum,
-            gradient_norm=norm,
-            tokens=self.step * config.batch_tokens,
-            train_time_ms=elapsed_ms,
-        )
-        if self.step <= 10 or self.step % config.log_every_steps == 0:
-            self.metrics.line(
-                f"step:{self.step}/{config.max_steps} train_loss:{loss:.4f} "
-                f"train_time:{elapsed_ms:.0f}ms step_avg:{elapsed_ms / self.step:.2f}ms"
-            )
-        return loss
+        self.rows[self.step] = {
+            "clock": fraction,
+            "learning_rate_multiplier": multiplier,
+            "momentum": momentum(config.matrix, self.step - 1),
+            "tokens": self.step * config.batch_tokens,
+        }
+        self.outcomes.add(self.step, status)
+        self._report_outcomes()
 
-    def _forward_backward_step(self) -> tuple[float, float]:
-        parameters = list(self.model.parameters())
+    def _step_everything(self, multiplier: float, fraction: float) -> Tensor:
+        """Forward, backward and the optimizer, without waiting for the device; returns the step's status on it."""
+        num_micro_batches = self.loader.num_micro_batches
         total = torch.zeros((), device=self.ranks.device)
-        last = self.loader.num_micro_batches - 1
-        norm = total
-        for index in range(last + 1):
-            loss: Tensor = self.engine(*self.loader.micro_batch(self.step, index))
-            self.engine.backward(loss)
-            total += loss.detach()
-            if index == last:
-                average_gradients(parameters, self.ranks)
-                norm = clip_gradients(parameters, self.config.gradient_clip_norm)
-                total /= last + 1
-                self.ranks.average(total)
-                mean_loss, gradient_norm = torch.stack((total.double(), norm.double())).tolist()
-                if not (math.isfinite(mean_loss) and math.isfinite(gradient_norm)):
-                    first = int(self.loader.sample_numbers(self.step)[0])
-                    raise NonFiniteGradient(
-                        f"step {self.step + 1}: loss {mean_loss}, gradient norm {gradient_norm}; "
-                        f"{self.config.num_sequences} samples from number {first} on"
-                    )
-            self.engine.step()
-        return mean_loss, gradient_norm
+        for index in range(num_micro_batches):
+            if index:
+                self.engine.next_micro_batch()
+            self.phases.seed_noise(self.step)
+            total += self.engine.forward_backward(*self.loader.micro_batch(self.step, index))
+        status = self.optimizer.reduce_gradients(total / num_micro_batches)
+        self.optimizer.step_matrices(
+            learning_rate_multiplier=multiplier,
+            momentum=momentum(self.config.matrix, self.step),
+            weight_decay=weight_decay(self.config.matrix, fraction),
+        )
+        self.engine.step_adamw()
+        return status
 
-    def _warm_up(self) -> None:
-        """Compile the step, and run it once, before the clock starts; leaves no trace in the state."""
-        if self.ranks.device.type != "cuda":
-            return
+    def _report_outcomes(self, *, everything: bool = False) -> None:
+        """Write down the steps whose loss is known by now.
+
+        Raises:
+            NonFiniteGradient: of the first step whose loss or gradient was not finite.
+        """
+        config = self.config
+        for outcome in self.outcomes.ready(everything=everything):
+            if not outcome.is_finite:
+                first = int(self.loader.sample_numbers(outcome.step - 1)[0])
+                raise NonFiniteGradient(
+                    f"step {outcome.step}: loss {outcome.loss_nats}, gradient norm {outcome.gradient_norm}; "
+                    f"{config.num_sequences} samples from number {first} on"
+                )
+            self.loss_nats = outcome.loss_nats
+            elapsed_ms = 1000 * self.clock.elapsed_seconds
+            self.metrics.row(
+                step=outcome.step,
+                train_loss=outcome.loss_nats,
+                gradient_norm=outcome.gradient_norm,
+                **self.rows.pop(outcome.step),
+                train_time_ms=elapsed_ms,
+            )
+            if outcome.step <= 10 or outcome.step % config.log_every_steps == 0:
+                self.metrics.line(
+                    f"step:{outcome.step}/{config.max_steps} train_loss:{outcome.loss_nats:.4f} "
+                    f"train_time:{elapsed_ms:.0f}ms step_avg:{elapsed_ms / outcome.step:.2f}ms"
+                )
+
+    def warm_up(self, num_steps: int = 2) -> None:
+        """Run real steps in every phase before the clock starts, so that every graph is compiled; leaves no trace."""
         start = time.perf_counter()
-        if self.config.compile:
-            self.engine.module.compile(dynamic=False)
-        for _ in range(2):
-            self.engine.module(*self.loader.micro_batch(self.step, 0)).backward()
-        self.model.zero_grad(set_to_none=True)
-        torch.cuda.synchronize()
-        self.metrics.line(f"warm-up (compilation, not counted): {time.perf_counter() - start:.1f} s")
+        if self.config.compile and self.ranks.device.type == "cuda":
+            self.engine.compile()
+        optimizer, phases = self.optimizer, self.phases.reachable()
+        counted = optimizer.num_steps, optimizer.num_orthogonalized
+        with preserved([*self.model.parameters(), *optimizer.state_tensors()]):
+            for phase in phases:
+                self.phases.rehearse(phase)
+                for _ in range(num_steps):
+                    self._step_everything(1.0, self.clock_before)
+        self.phases.end_rehearsal()
+        self.engine.weights_were_replaced()
+        optimizer.num_steps, optimizer.muon.num_orthogonalized = counted
+        optimizer.forget_outcomes()
+        if self.ranks.device.type == "cuda":
+            torch.cuda.synchronize()
+        self.metrics.line(
+            f"warm-up of {len(phases)} phases (compilation, not counted): {time.perf_counter() - start:.1f} s"
+        )
 
     def _validate(self, max_targets: int | None) -> Tally:
         """Plain scoring, of the averaged weights where there are any; every rank scores its share."""
         context = self.config.sequence_tokens
         self.model.eval()
+        self.model.set_extra_passes(self.model.config.recurrence.num_extra_passes)  # as the packed model runs
         with self._averaged_weights():
             tally = score_plain(
                 self.model,
@@ -243,6 +280,7 @@ class _Run:
                 share=Share(self.ranks.rank, self.ranks.size),
             )
         self.model.train()
+        self.model.set_extra_passes(self.phases.current.num_extra_passes)
         sums = torch.tensor(
             [tally.nats, tally.num_bytes, tally.num_tokens], dtype=torch.float64, device=self.ranks.device
         )
@@ -261,7 +299,8 @@ class _Run:
         return self.average.applied() if self.average is not None else nullcontext()
 
     def _save_checkpoint(self) -> Path:
-        random = self.ranks.gather_bytes(torch.get_rng_state())
+        random = self.ranks.gather_bytes(random_state(self.ranks.device.type))
+        optimizer = self.optimizer.gather_state()
         path = self.run_dir / "checkpoints" / f"step_{self.step:06d}"
         if self.ranks.is_first:
             state = {
@@ -270,10 +309,11 @@ class _Run:
                 "clock": self.clock_before,
                 "optimizer_steps": self.optimizer.num_steps,
                 "average": self.average.counters() if self.average is not None else None,
+                "phase": self.phases.counters(),
             }
             weights = {name: p.detach() for name, p in self.model.named_parameters()}
             averages = self.average.tensors if self.average is not None else None
-            saved = checkpoints.Checkpoint(weights, averages, self.optimizer.tensors, random, state)
+            saved = checkpoints.Checkpoint(weights, averages, optimizer, random, state)
             path = checkpoints.save(path.parent, self.step, saved, keep=self.config.keep_checkpoints)
             self.metrics.line(f"checkpoint: {path}")
         self.ranks.barrier()
@@ -302,9 +342,11 @@ class _Run:
                 parameter.copy_(saved.weights[name])
         if self.average is not None and counters is not None:
             self.average.restore(saved.averages, counters)
-        self.optimizer.load_tensors(saved.optimizer, saved.state["optimizer_steps"])
+        self.engine.weights_were_replaced()
+        self.optimizer.load_state(saved.optimizer, saved.state["optimizer_steps"])
+        self.phases.restore(saved.state["phase"])
         if self.ranks.rank < len(saved.random):
-            torch.set_rng_state(saved.random[self.ranks.rank])
+            restore_random_state(saved.random[self.ranks.rank], self.ranks.device.type)
         self.step, self.clock_before = saved.state["step"], saved.state["clock"]
         return float(saved.state["elapsed_seconds"])
 
