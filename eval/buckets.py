@@ -1,4 +1,4 @@
-"""BPB by length of document."""
+"""BPB by length of document, and BPB as it runs along the stream."""
 
 from __future__ import annotations
 
@@ -12,6 +12,25 @@ from eval.scores import Scores
 from eval.tally import Tally
 
 SMALLEST_BUCKET_TOKENS = 64
+NUM_RUNNING_POINTS = 128
+
+
+def documents_tally(
+    documents: Documents, scores: Scores, target_bytes: npt.NDArray[np.integer], chosen: npt.NDArray[np.int64]
+) -> Tally:
+    """The tally of the scored targets of some documents, given by their numbers."""
+    num_scored, num_bytes, nats = _document_sums(documents, scores, target_bytes)
+    return Tally(float(nats[chosen].sum()), int(num_bytes[chosen].sum()), int(num_scored[chosen].sum()))
+
+
+def _document_sums(
+    documents: Documents, scores: Scores, target_bytes: npt.NDArray[np.integer]
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+    """Scored targets, their bytes and their nats, of each document."""
+    scored = scores.coverage.scored
+    nats = np.add.reduceat(scores.nats.astype(np.float64), documents.starts)
+    num_bytes = np.add.reduceat(np.where(scored, target_bytes, 0).astype(np.int64), documents.starts)
+    return np.add.reduceat(scored.astype(np.int64), documents.starts), num_bytes, nats
 
 
 def length_buckets(documents: Documents, scores: Scores, target_bytes: npt.NDArray[np.integer]) -> list[dict[str, Any]]:
@@ -20,10 +39,7 @@ def length_buckets(documents: Documents, scores: Scores, target_bytes: npt.NDArr
     Each entry holds `max_document_tokens`, `num_documents` (with at least one scored target), `num_targets`,
     `num_bytes`, `val_loss_nats` and `bpb`. Buckets without a scored target are left out.
     """
-    scored = scores.coverage.scored
-    nats = np.add.reduceat(scores.nats.astype(np.float64), documents.starts)
-    num_bytes = np.add.reduceat(np.where(scored, target_bytes, 0).astype(np.int64), documents.starts)
-    num_scored = np.add.reduceat(scored.astype(np.int64), documents.starts)
+    num_scored, num_bytes, nats = _document_sums(documents, scores, target_bytes)
     ratio = np.maximum(documents.num_targets / SMALLEST_BUCKET_TOKENS, 1.0)
     exponents = np.ceil(np.log2(ratio)).astype(np.int64)
     buckets: list[dict[str, Any]] = []
@@ -43,3 +59,21 @@ def length_buckets(documents: Documents, scores: Scores, target_bytes: npt.NDArr
             }
         )
     return buckets
+
+
+def running_bpb(
+    scores: Scores, target_bytes: npt.NDArray[np.integer], *, num_points: int = NUM_RUNNING_POINTS
+) -> list[dict[str, Any]]:
+    """Tallies of the stream from its start up to evenly spaced targets: `num_targets`, `num_bytes` and `bpb` of each.
+
+    In stream order, whatever order the targets were scored in, so that two modes can be laid over each other. Targets
+    that were not scored count neither as targets nor as bytes. At most `num_points` entries, the last one over all.
+    """
+    scored = np.flatnonzero(scores.coverage.scored)
+    if not scored.size:
+        return []
+    nats = np.cumsum(scores.nats[scored], dtype=np.float64)
+    num_bytes = np.cumsum(target_bytes[scored], dtype=np.int64)
+    ends = np.unique(np.linspace(0, scored.size, min(num_points, scored.size) + 1).round().astype(np.int64)[1:])
+    tallies = [Tally(float(nats[end - 1]), int(num_bytes[end - 1]), int(end)) for end in ends]
+    return [{"num_targets": t.num_tokens, "num_bytes": t.num_bytes, "bpb": t.bpb} for t in tallies if t.num_bytes]

@@ -4,22 +4,33 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 
 from eval import provenance
-from eval.buckets import length_buckets
+from eval.buckets import length_buckets, running_bpb
 from eval.config import EvalConfig, to_dict
-from eval.phases import score_adapting
-from eval.plan import document_batches, fixed_windows, sliding_windows
+from eval.full_weights import score_chunks
+from eval.phases import PhaseRecord, score_adapting
+from eval.plan import document_batches, sliding_windows
 from eval.progress import Budget, Progress
 from eval.scores import Scores
 from eval.scoring import score_windows
 from eval.session import Session
 from eval.tally import Tally
+
+
+@dataclass
+class Outcome:
+    """What one pass over the validation stream gave."""
+
+    scores: Scores
+    seconds: float
+    plan_sha256: str
+    phases: list[PhaseRecord] = field(default_factory=list)
 
 
 def run_mode(session: Session, mode: str, budget: Budget, *, compare_frozen: bool = False) -> dict[str, Any]:
@@ -31,14 +42,10 @@ def run_mode(session: Session, mode: str, budget: Budget, *, compare_frozen: boo
     """
     if session.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(session.device)
-    started = time.monotonic()
-    scores, plan_sha256 = _score(session, mode, budget, frozen=False)
-    seconds = time.monotonic() - started
-    section = _describe(session, mode, scores, seconds)
-    section["plan_sha256"] = plan_sha256
+    outcome = _score(session, mode, budget, frozen=False)
+    section = _describe(session, mode, outcome)
     if mode == "ttt" and compare_frozen and not section["partial"]:
-        frozen_scores, _ = _score(session, mode, budget, frozen=True)
-        frozen = _tally(session, frozen_scores)
+        frozen = _tally(session, _score(session, mode, budget, frozen=True).scores)
         if frozen.num_tokens == section["num_scored_targets"]:
             section["frozen_bpb"] = frozen.bpb
             section["improvement_over_frozen_bpb"] = frozen.bpb - section["bpb"]
@@ -49,8 +56,8 @@ def _tally(session: Session, scores: Scores) -> Tally:
     return scores.tally(session.ledger.target_bytes)
 
 
-def _score(session: Session, mode: str, budget: Budget, *, frozen: bool) -> tuple[Scores, str]:
-    config = session.eval_config
+def _score(session: Session, mode: str, budget: Budget, *, frozen: bool) -> Outcome:
+    started = time.monotonic()
     scores = Scores(session.num_targets)
     bytes_per_target = float(session.ledger.target_bytes.mean(dtype=np.float64))
     progress = Progress(f"{mode} (frozen)" if frozen else mode, session.num_targets, bytes_per_target)
@@ -59,33 +66,44 @@ def _score(session: Session, mode: str, budget: Budget, *, frozen: bool) -> tupl
         progress.add(num_targets, nats)
         return budget.allows_another()
 
-    if budget.spent:
-        digest = ""
-    elif mode == "ttt":
-        digest = _score_documents(session, scores, proceed, frozen)
-    else:
-        digest = _score_windows(session, config, mode, scores, proceed)
+    outcome = Outcome(scores, 0.0, "")
+    if not budget.spent:
+        if mode == "ttt" and session.eval_config.ttt.method != "full":
+            _score_documents(session, outcome, proceed, frozen)
+        else:
+            _score_windows(session, mode, outcome, proceed, frozen)
     progress.close()
-    return scores, digest
+    outcome.seconds = time.monotonic() - started
+    return outcome
 
 
-def _score_documents(session: Session, scores: Scores, proceed: Callable[[int, float], bool], frozen: bool) -> str:
+def _score_documents(session: Session, outcome: Outcome, proceed: Continue, frozen: bool) -> None:
     config = session.eval_config.ttt
-    score_adapting(
-        session.model, session.stream.tokens, session.documents, config, scores, proceed=proceed, frozen=frozen
+    lengths = session.documents.num_targets
+    batches = document_batches(lengths, config.batch_documents)
+    outcome.plan_sha256 = _sha256(*batches)
+    outcome.phases = score_adapting(
+        session.model, session.stream.tokens, session.documents, config, outcome.scores, proceed=proceed, frozen=frozen
     )
-    return _sha256(*document_batches(session.documents.num_targets, config.batch_documents))
 
 
-def _score_windows(
-    session: Session, config: EvalConfig, mode: str, scores: Scores, proceed: Callable[[int, float], bool]
-) -> str:
-    if mode == "plain":
-        plan = fixed_windows(session.num_targets, config.context_tokens)
+def _score_windows(session: Session, mode: str, outcome: Outcome, proceed: Continue, frozen: bool) -> None:
+    config = session.eval_config
+    stride = config.context_tokens if mode == "plain" else config.stride_tokens
+    plan = sliding_windows(session.num_targets, config.context_tokens, stride)
+    outcome.plan_sha256 = _sha256(plan.starts, plan.ends, plan.first_scored)
+    if mode == "ttt":
+        score_chunks(session.model, session.stream.tokens, config, outcome.scores, proceed=proceed, frozen=frozen)
     else:
-        plan = sliding_windows(session.num_targets, config.context_tokens, config.stride_tokens)
-    score_windows(session.model, session.stream, plan, scores, config.batch_windows, session.device, proceed=proceed)
-    return _sha256(plan.starts, plan.ends, plan.first_scored)
+        score_windows(
+            session.model,
+            session.stream,
+            plan,
+            outcome.scores,
+            config.batch_windows,
+            session.device,
+            proceed=proceed,
+        )
 
 
 def _sha256(*arrays: np.ndarray[Any, np.dtype[np.int64]]) -> str:
@@ -96,7 +114,8 @@ def _sha256(*arrays: np.ndarray[Any, np.dtype[np.int64]]) -> str:
     return digest.hexdigest()
 
 
-def _describe(session: Session, mode: str, scores: Scores, seconds: float) -> dict[str, Any]:
+def _describe(session: Session, mode: str, outcome: Outcome) -> dict[str, Any]:
+    scores, seconds = outcome.scores, outcome.seconds
     tally = _tally(session, scores)
     partial = tally.num_tokens < session.num_targets
     if not partial:
@@ -120,6 +139,9 @@ def _describe(session: Session, mode: str, scores: Scores, seconds: float) -> di
         "tokens_per_second": tally.num_tokens / seconds,
         "peak_memory_bytes": provenance.peak_memory_bytes(session.device),
         "length_buckets": length_buckets(session.documents, scores, ledger.target_bytes),
+        "phases": [_describe_phase(session, scores, record) for record in outcome.phases],
+        "plan_sha256": outcome.plan_sha256,
+        "running_bpb": running_bpb(scores, ledger.target_bytes),
         "settings": _settings(session.eval_config, mode),
         "activation_dtype": str(session.model.activation_dtype).removeprefix("torch."),
         "seed": session.eval_config.ttt.seed if mode == "ttt" else None,
@@ -132,10 +154,31 @@ def _describe(session: Session, mode: str, scores: Scores, seconds: float) -> di
     return section
 
 
+def _describe_phase(session: Session, scores: Scores, record: PhaseRecord) -> dict[str, Any]:
+    """The phase's documents scored so far, and the SGD after it."""
+    tally = documents_tally(session.documents, scores, session.ledger.target_bytes, record.scored_documents)
+    return {
+        "num_documents": len(record.scored_documents),
+        "num_targets": tally.num_tokens,
+        "num_bytes": tally.num_bytes,
+        "val_loss_nats": tally.nats_per_token,
+        "bpb": tally.bpb,
+        "seconds": record.scoring_seconds,
+        "num_learned_documents": len(record.learned_documents),
+        "sgd_seconds": record.sgd_seconds,
+        "sgd_losses_nats": list(record.sgd_losses_nats),
+        "sgd_gradient_norms": list(record.sgd_gradient_norms),
+    }
+
+
 def _settings(config: EvalConfig, mode: str) -> dict[str, Any]:
     """The settings that the mode depends on."""
     values = to_dict(config)
     if mode == "ttt":
-        return dict(values["ttt"])
+        settings = dict(values["ttt"])
+        if config.ttt.method == "full":
+            names = ("context_tokens", "stride_tokens", "batch_windows")
+            settings.update({name: values[name] for name in names})
+        return settings
     names = ["context_tokens", "batch_windows"] + (["stride_tokens"] if mode == "sliding" else [])
     return {name: values[name] for name in names}
