@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.config import ModelConfig
+from model.kernels.attention import packed_attention
 from model.network.adapters import ExecutionAdapters
 from model.network.gates import HeadGate
 from model.network.norm import rms_norm
@@ -72,7 +73,7 @@ class Attention(nn.Module):
         q = rotate(rms_norm(query.view(heads), config.norm_epsilon), layout.cos, layout.sin)
         k = rotate(rms_norm(k.view(heads), config.norm_epsilon), layout.cos, layout.sin)
         v = v.view(heads)
-        y = causal_attention(q * call.q_gain.to(q.dtype)[:, None], k, v, layout.attention_mask)
+        y = causal_attention(q * call.q_gain.to(q.dtype)[:, None], k, v, layout)
         if call.exclusive:
             y = remove_own_value(y, v)
         if self.gate is not None:
@@ -96,11 +97,14 @@ class Attention(nn.Module):
         return parts[0], parts[1], parts[2]
 
 
-def causal_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    """softmax(q kᵀ / sqrt(d)) v over earlier positions; q [B, T, H, d], k and v [B, T, K, d] -> [B, T, H, d].
+def causal_attention(q: Tensor, k: Tensor, v: Tensor, layout: SequenceLayout) -> Tensor:
+    """softmax(q kᵀ / sqrt(d)) v over the earlier positions that the layout allows.
 
-    mask: bool [T, T], true where attention is allowed; None: all positions up to the own.
+    q [B, T, H, d], k and v [B, T, K, d] -> [B, T, H, d].
     """
+    if layout.packed is not None:
+        return packed_attention(q[0], k[0], v[0], *layout.packed)[None]
+    mask = layout.attention_mask
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     grouped = q.shape[1] != k.shape[1]
     y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=grouped)

@@ -118,6 +118,7 @@ class GPT(nn.Module):
         cu_seqlens: Tensor | None = None,
         adapters: AdapterSet | None = None,
         first_position: int = 0,
+        longest_document: int | None = None,
     ) -> Tensor:
         """Logits after the soft cap, float32 [B, T - first_position, V] (float64 if activations are).
 
@@ -128,8 +129,9 @@ class GPT(nn.Module):
             adapters: private low-rank corrections, one set a row; a batch of fewer rows uses the last ones. Every pass
                 of the recurrence must be on.
             first_position: positions before it are context only and get no logits.
+            longest_document: with cu_seqlens, at least the tokens of the longest document; None: T.
         """
-        hidden = self._hidden(ids, cu_seqlens, adapters)[:, first_position:]
+        hidden = self._hidden(ids, cu_seqlens, adapters, longest_document)[:, first_position:]
         correction = adapters.head if adapters is not None else None
         narrow = hidden if self.embedding_out is None else self.embedding_out(hidden)
         logits = project(narrow, self.embedding.table()) if self.head is None else self.head(narrow)
@@ -150,15 +152,18 @@ class GPT(nn.Module):
         cu_seqlens: Tensor | None = None,
         adapters: AdapterSet | None = None,
         first_position: int = 0,
+        longest_document: int | None = None,
     ) -> Tensor:
         """Negative log-likelihood in nats, float32, of targets [B, T - first_position]; arguments as in `forward`."""
-        logits = self(ids, cu_seqlens, adapters, first_position)
+        logits = self(ids, cu_seqlens, adapters, first_position, longest_document)
         return F.cross_entropy(logits.flatten(0, 1), targets.flatten().long(), reduction="none").view(targets.shape)
 
-    def _hidden(self, ids: Tensor, cu_seqlens: Tensor | None, adapters: AdapterSet | None) -> Tensor:
+    def _hidden(
+        self, ids: Tensor, cu_seqlens: Tensor | None, adapters: AdapterSet | None, longest_document: int | None
+    ) -> Tensor:
         """The normalized final state that the head reads [B, T, D]."""
         config, plan = self.config, self.plan
-        layout = sequence_layout(config, ids.shape[1], cu_seqlens, ids.device)
+        layout = sequence_layout(config, ids.shape[1], cu_seqlens, longest_document, ids.device, self.activation_dtype)
         x0 = self._embed(ids, layout)
         lanes: Lanes = (x0,)
         shared_value = None if self.value_embedding is None else self.value_embedding(ids, x0.dtype)

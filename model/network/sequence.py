@@ -13,7 +13,19 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from model.config import ModelConfig
+from model.kernels.attention import Backend, chosen_backend
 from model.network.rotary import rotary_tables
+
+
+class PackedDocuments(NamedTuple):
+    """What a variable-length attention kernel is told, in place of a mask."""
+
+    cu_seqlens: Tensor
+    """int32 [N + 1], as in `GPT.forward`."""
+    longest: int
+    """At least the tokens of the longest document."""
+    window: int
+    backend: Backend
 
 
 class SequenceLayout(NamedTuple):
@@ -21,23 +33,34 @@ class SequenceLayout(NamedTuple):
     """float32 [T, rotated dims / 2], with `sin` as `rotary_tables` makes them."""
     sin: Tensor
     attention_mask: Tensor | None
-    """bool [T, T], true where attention is allowed; None: plain causal attention."""
+    """bool [T, T], true where attention is allowed; None: plain causal attention, or `packed`."""
+    packed: PackedDocuments | None
+    """Documents of a packed row where a kernel can attend to them; else they are in the mask."""
     document_starts: Tensor | None
     """int64 [T], the position where each position's document begins in a packed row; None: rows are not packed."""
 
 
 def sequence_layout(
-    config: ModelConfig, num_tokens: int, cu_seqlens: Tensor | None, device: torch.device
+    config: ModelConfig,
+    num_tokens: int,
+    cu_seqlens: Tensor | None,
+    longest_document: int | None,
+    device: torch.device,
+    dtype: torch.dtype,
 ) -> SequenceLayout:
-    """The layout of rows of `num_tokens` tokens; cu_seqlens as in `GPT.forward`."""
+    """The layout of rows of `num_tokens` tokens; cu_seqlens and longest_document as in `GPT.forward`."""
     cos, sin = rotary_tables(
         num_tokens, config.rope_dims or config.head_dim, config.rope_base, device, config.rope_scaling
     )
     starts = None if cu_seqlens is None else document_starts(cu_seqlens, num_tokens)
-    mask = None
-    if starts is not None or config.attention_window:
-        mask = attention_mask(num_tokens, starts, config.attention_window, device)
-    return SequenceLayout(cos, sin, mask, starts)
+    window = config.attention_window
+    packed = mask = None
+    backend = chosen_backend(device, dtype)
+    if cu_seqlens is not None and backend is not None:
+        packed = PackedDocuments(cu_seqlens, longest_document or num_tokens, window, backend)
+    elif starts is not None or window:
+        mask = attention_mask(num_tokens, starts, window, device)
+    return SequenceLayout(cos, sin, mask, packed, starts)
 
 
 def document_starts(cu_seqlens: Tensor, num_tokens: int) -> Tensor:
