@@ -11,7 +11,8 @@ import numpy as np
 import torch
 
 from eval import provenance
-from eval.buckets import length_buckets, running_bpb
+from eval.adapt import Continue
+from eval.buckets import documents_tally, length_buckets, running_bpb
 from eval.config import EvalConfig, to_dict
 from eval.full_weights import score_chunks
 from eval.phases import PhaseRecord, score_adapting
@@ -177,8 +178,7 @@ def _settings(config: EvalConfig, mode: str) -> dict[str, Any]:
     if mode == "ttt":
         settings = dict(values["ttt"])
         if config.ttt.method == "full":
-            names = ("context_tokens", "stride_tokens", "batch_windows")
-            settings.update({name: values[name] for name in names})
+            settings |= {name: values[name] for name in ("context_tokens", "stride_tokens", "batch_windows")}
         return settings
     names = ["context_tokens", "batch_windows"] + (["stride_tokens"] if mode == "sliding" else [])
     return {name: values[name] for name in names}
