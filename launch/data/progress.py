@@ -15,7 +15,7 @@ class Progress:
 
     def __init__(self, label: str, total: int, unit: str, *, quiet: bool = False) -> None:
         self._label, self._total, self._unit, self._quiet = label, total, unit, quiet
-        self._done = 0
+        self.done = 0
         self._started = self._last_line = time.monotonic()
         self._bar = None
         if not quiet and sys.stderr.isatty():
@@ -30,12 +30,16 @@ class Progress:
         if self._bar is not None:
             self._bar.close()
 
+    def advance(self, count: int, note: str = "") -> None:
+        """Add to the count."""
+        self.advance_to(self.done + count, note)
+
     def advance_to(self, done: int, note: str = "") -> None:
         """Set the count; `note` stands at the end of the bar or line."""
         if self._bar is not None:
             self._bar.set_postfix_str(note, refresh=False)
-            self._bar.update(done - self._done)
-        self._done = done
+            self._bar.update(done - self.done)
+        self.done = done
         now = time.monotonic()
         if self._bar is None and not self._quiet and now - self._last_line >= _LINE_INTERVAL_SECONDS:
             self._last_line = now
