@@ -1,10 +1,10 @@
 """Downloading the FineWeb exports that the leaderboard trains and scores on, from the Hugging Face hub.
 
 A fetched folder holds the shards, the byte side-car where the export has one, `tokenizer.model` and `fetch.json`
-(source, commit, sha256 of every file). It is gathered beside its name in `.NAME.fetch`: a file moves into `ready` there
-once its size and hash are those that the hub states, and the folder takes its name when all are ready. A connection that
-breaks is resumed within the file; after a failure the same command goes on with the first file that is not ready (the
-hub's client keeps no part of a file between runs). Asking an existing folder for more shards adds them.
+(source, commit, sha256 of every file). It is gathered beside its name in `.NAME.fetch`: a file moves into `ready`
+there once its size and hash are those that the hub states, and the folder takes its name when all are ready. A
+connection that breaks is resumed within the file; after a failure the same command goes on with the first file that is
+not ready (the hub's client keeps no part of a file between runs). Asking an existing folder for more shards adds them.
 """
 
 import hashlib
