@@ -64,9 +64,8 @@ def launch(module: str, arguments: list[str], *, num_processes: int | None, host
     with handlers(forward):
         code = launcher.wait()
         signal_group(launcher.pid, signal.SIGKILL)  # whatever the launcher left behind
-    if received and code not in (0, 75):
-        return 128 + received[0]
-    return code if code >= 0 else 128 - code
+    code = code if code >= 0 else 128 - code
+    return 128 + received[0] if received and code > 128 else code
 
 
 @contextlib.contextmanager

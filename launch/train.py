@@ -200,6 +200,10 @@ def run_rank(options: argparse.Namespace, overrides: list[str]) -> int:
         if joined.is_first:
             exit_codes.print_error(f"training diverged: {error}")
         return exit_codes.FAILED
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        raise OSError(error.errno, error.strerror, str(plan.folder.path)) from error  # fsync and write name no file
     except RuntimeError as error:
         if joined.is_first or not _lost_peer(error):
             raise
