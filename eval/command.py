@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import difflib
 import sys
 import time
@@ -16,7 +17,9 @@ from artifact.errors import ArtifactError
 from eval import report
 from eval.config import MODES, EvalConfig, with_overrides
 from eval.modes import run_mode
+from eval.parallel import run_processes
 from eval.progress import Budget
+from eval.ranks import Ranks
 from eval.session import Session, open_session, pick_device
 from model.errors import InputError
 
@@ -68,6 +71,9 @@ def build_parser() -> Parser:
     parser.add_argument("--report", type=Path, metavar="FILE", help="report.json to merge the result into")
     parser.add_argument("--budget-seconds", type=float, metavar="N", help="stop in time, with a report marked partial")
     parser.add_argument("--compare-frozen", action="store_true", help="with ttt: score the same windows unadapted too")
+    parser.add_argument(
+        "--num-processes", type=int, default=1, metavar="N", help="processes that share the work, one GPU each on cuda"
+    )
     parser.add_argument("--device", metavar="NAME", help="cpu, cuda or cuda:N (default: cuda if available)")
     parser.add_argument(
         "--dtype", choices=sorted(DTYPES), help="of activations (default: bfloat16 on cuda, else float32)"
@@ -86,7 +92,11 @@ def main(argv: Sequence[str] | None = None, *, started: float | None = None) -> 
     try:
         parser.check_options(argv)
         arguments, rest = parser.parse_known_args(argv)
-        _evaluate(arguments, _parse_overrides(rest), started)
+        _check(arguments, _parse_overrides(rest))
+        if arguments.num_processes == 1:
+            evaluate(argv, started, Ranks(device=pick_device(arguments.device)))
+        else:
+            run_processes(evaluate, argv, started, arguments.num_processes, pick_device(arguments.device))
     except (InputError, ArtifactError, OSError) as error:
         print(f"albatross: error: {_one_line(error)}", file=sys.stderr)
         return EXIT_INPUT
@@ -123,20 +133,36 @@ def _apply_overrides(config: EvalConfig, overrides: dict[str, str]) -> EvalConfi
         raise InputError(f"--eval: {error}") from None
 
 
-def _evaluate(arguments: argparse.Namespace, overrides: dict[str, str], started: float) -> None:
+def _check(arguments: argparse.Namespace, overrides: dict[str, str]) -> None:
+    """Finds out what can be wrong before any work is done. Raises InputError."""
     if arguments.budget_seconds is not None and not arguments.budget_seconds > 0:
         raise InputError(f"--budget-seconds: must be above 0, not {arguments.budget_seconds}")
+    if arguments.num_processes < 1:
+        raise InputError(f"--num-processes: must be at least 1, not {arguments.num_processes}")
     if arguments.report is not None:
-        report.load(arguments.report)  # a broken report is found out before the work, not after it
-    device = pick_device(arguments.device)
-    dtype = DTYPES[arguments.dtype or ("bfloat16" if device.type == "cuda" else "float32")]
+        report.load(arguments.report)
+    known = {name.replace("-", "_").split(".")[0] for name in overrides}
+    unknown = sorted(known - {item.name for item in dataclasses.fields(EvalConfig)})
+    if unknown:
+        raise InputError(f"--eval: unknown eval setting {unknown[0]}")
+
+
+def evaluate(argv: Sequence[str], started: float, ranks: Ranks) -> None:
+    """The work of one process: opens everything, runs the modes, and on rank 0 prints and reports the results."""
+    arguments, rest = build_parser().parse_known_args(argv)
+    overrides = _parse_overrides(rest)
+    dtype = DTYPES[arguments.dtype or ("bfloat16" if ranks.device.type == "cuda" else "float32")]
     opening = time.monotonic()
-    session = open_session(arguments.artifact, arguments.data, arguments.tokenizer, device, dtype)
+    session = open_session(arguments.artifact, arguments.data, arguments.tokenizer, ranks, dtype)
     session.eval_config = _apply_overrides(session.eval_config, overrides)
+    if session.eval_config.ttt.num_lanes % ranks.size:
+        raise InputError(f"--num-processes: must divide ttt.num_lanes, {session.eval_config.ttt.num_lanes}")
     load_seconds = time.monotonic() - opening
     budget = Budget(arguments.budget_seconds, started)
     for mode in arguments.mode or [session.eval_config.mode]:
         section = run_mode(session, mode, budget, compare_frozen=arguments.compare_frozen)
+        if ranks.rank != 0:
+            continue
         section["load_seconds"] = load_seconds
         section["seconds_since_start"] = time.monotonic() - started
         section["overrides"] = dict(overrides)

@@ -31,6 +31,8 @@ class Outcome:
     scores: Scores
     seconds: float
     plan_sha256: str
+    peak_memory_bytes: int = 0
+    """Of the process that used most."""
     phases: list[PhaseRecord] = field(default_factory=list)
 
 
@@ -44,6 +46,7 @@ def run_mode(session: Session, mode: str, budget: Budget, *, compare_frozen: boo
     if session.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(session.device)
     outcome = _score(session, mode, budget, frozen=False)
+    outcome.peak_memory_bytes = session.ranks.largest(provenance.peak_memory_bytes(session.device))
     section = _describe(session, mode, outcome)
     if mode == "ttt" and compare_frozen and not section["partial"]:
         frozen = _tally(session, _score(session, mode, budget, frozen=True).scores)
@@ -61,19 +64,22 @@ def _score(session: Session, mode: str, budget: Budget, *, frozen: bool) -> Outc
     started = time.monotonic()
     scores = Scores(session.num_targets)
     bytes_per_target = float(session.ledger.target_bytes.mean(dtype=np.float64))
-    progress = Progress(f"{mode} (frozen)" if frozen else mode, session.num_targets, bytes_per_target)
+    label = f"{mode} (frozen)" if frozen else mode
+    # A rank knows of its own share only; rank 0 speaks for all.
+    progress = Progress(label, session.num_targets / session.ranks.size, bytes_per_target, session.ranks.rank == 0)
 
     def proceed(num_targets: int, nats: float) -> bool:
         progress.add(num_targets, nats)
         return budget.allows_another()
 
     outcome = Outcome(scores, 0.0, "")
-    if not budget.spent:
+    if session.ranks.all_agree(not budget.spent):
         if mode == "ttt" and session.eval_config.ttt.method != "full":
             _score_documents(session, outcome, proceed, frozen)
         else:
             _score_windows(session, mode, outcome, proceed, frozen)
     progress.close()
+    scores.gather(session.ranks)
     outcome.seconds = time.monotonic() - started
     return outcome
 
@@ -84,7 +90,14 @@ def _score_documents(session: Session, outcome: Outcome, proceed: Continue, froz
     batches = document_batches(lengths, config.batch_documents)
     outcome.plan_sha256 = _sha256(*batches)
     outcome.phases = score_adapting(
-        session.model, session.stream.tokens, session.documents, config, outcome.scores, proceed=proceed, frozen=frozen
+        session.model,
+        session.stream.tokens,
+        session.documents,
+        config,
+        outcome.scores,
+        ranks=session.ranks,
+        proceed=proceed,
+        frozen=frozen,
     )
 
 
@@ -94,7 +107,8 @@ def _score_windows(session: Session, mode: str, outcome: Outcome, proceed: Conti
     plan = sliding_windows(session.num_targets, config.context_tokens, stride)
     outcome.plan_sha256 = _sha256(plan.starts, plan.ends, plan.first_scored)
     if mode == "ttt":
-        score_chunks(session.model, session.stream.tokens, config, outcome.scores, proceed=proceed, frozen=frozen)
+        tokens = session.stream.tokens
+        score_chunks(session.model, tokens, config, outcome.scores, ranks=session.ranks, proceed=proceed, frozen=frozen)
     else:
         score_windows(
             session.model,
@@ -103,6 +117,7 @@ def _score_windows(session: Session, mode: str, outcome: Outcome, proceed: Conti
             outcome.scores,
             config.batch_windows,
             session.device,
+            share=session.ranks.share,
             proceed=proceed,
         )
 
@@ -138,7 +153,7 @@ def _describe(session: Session, mode: str, outcome: Outcome) -> dict[str, Any]:
         "uncredited_bytes": ledger.num_uncredited_bytes,
         "seconds": seconds,
         "tokens_per_second": tally.num_tokens / seconds,
-        "peak_memory_bytes": provenance.peak_memory_bytes(session.device),
+        "peak_memory_bytes": outcome.peak_memory_bytes,
         "length_buckets": length_buckets(session.documents, scores, ledger.target_bytes),
         "phases": [_describe_phase(session, scores, record) for record in outcome.phases],
         "plan_sha256": outcome.plan_sha256,
@@ -146,6 +161,7 @@ def _describe(session: Session, mode: str, outcome: Outcome) -> dict[str, Any]:
         "settings": _settings(session.eval_config, mode),
         "activation_dtype": str(session.model.activation_dtype).removeprefix("torch."),
         "seed": session.eval_config.ttt.seed if mode == "ttt" else None,
+        "num_processes": session.ranks.size,
         "hardware": provenance.hardware(session.device),
         "software": provenance.software(),
         **session.identity,

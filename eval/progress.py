@@ -15,12 +15,20 @@ PLAIN_INTERVAL_SECONDS = 10.0
 class Progress:
     """Counts scored targets and shows how far the evaluation is. `bytes_per_target` makes the running BPB."""
 
-    def __init__(self, label: str, num_targets: int, bytes_per_target: float, stream: TextIO | None = None) -> None:
+    def __init__(
+        self,
+        label: str,
+        num_targets: float,
+        bytes_per_target: float,
+        visible: bool = True,
+        stream: TextIO | None = None,
+    ) -> None:
         self.label = label
         self.num_targets = num_targets
         self.bytes_per_target = bytes_per_target
         self.num_done = 0
         self.nats = 0.0
+        self._visible = visible
         self._stream = stream or sys.stdout
         self._terminal = self._stream.isatty()
         self._started = time.monotonic()
@@ -32,13 +40,13 @@ class Progress:
         self.nats += nats
         interval = TERMINAL_INTERVAL_SECONDS if self._terminal else PLAIN_INTERVAL_SECONDS
         now = time.monotonic()
-        if now - self._shown >= interval:
+        if self._visible and now - self._shown >= interval:
             self._shown = now
             print(self._line(now), end="" if self._terminal else "\n", file=self._stream, flush=True)
 
     def close(self) -> None:
         """Ends the bar's line on a terminal."""
-        if self._terminal:
+        if self._visible and self._terminal:
             print(self._line(time.monotonic()), file=self._stream, flush=True)
 
     def _line(self, now: float) -> str:

@@ -36,6 +36,14 @@ class Ranks:
             dist.all_reduce(tensor)
             array[:] = tensor.cpu().numpy()
 
+    def largest(self, value: int) -> int:
+        """The largest value of any rank."""
+        if self.size == 1:
+            return value
+        tensor = torch.tensor(value, device=self.device)
+        dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
+        return int(tensor.item())
+
     def all_agree(self, value: bool) -> bool:
         """Whether the value is true on every rank."""
         if self.size == 1:

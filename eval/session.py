@@ -18,6 +18,7 @@ from eval import provenance
 from eval.config import EvalConfig, eval_config_from_dict
 from eval.documents import Documents, find_documents
 from eval.ledger import ByteLedger
+from eval.ranks import Ranks
 from eval.scoring import TokenArray
 from model.config import ModelConfig, model_config_from_dict
 from model.errors import InputError
@@ -35,9 +36,13 @@ class Session:
     stream: TokenArray
     documents: Documents
     ledger: ByteLedger
-    device: torch.device
+    ranks: Ranks
     identity: dict[str, Any]
     """Hashes and names that every report section repeats."""
+
+    @property
+    def device(self) -> torch.device:
+        return self.ranks.device
 
     @property
     def num_targets(self) -> int:
@@ -63,7 +68,7 @@ def open_session(
     artifact_path: Path,
     data_path: Path,
     tokenizer_path: Path | None,
-    device: torch.device,
+    ranks: Ranks,
     dtype: torch.dtype,
 ) -> Session:
     """Reads artifact, data and tokenizer. Raises InputError, ArtifactError or OSError, each with a one-line message."""
@@ -86,7 +91,7 @@ def open_session(
             f"{data_path}: token id {int(tokens.max())} is outside the vocabulary {model_config.vocab_size}"
         )
     ledger = ByteLedger.open(data, tokenizer, BOS_ID)
-    model = gpt.load(model_config, arrays, device=device, activation_dtype=dtype)
+    model = gpt.load(model_config, arrays, device=ranks.device, activation_dtype=dtype)
     model.requires_grad_(False)
     hashes = provenance.data_hashes(Path(data_path))
     combined = "".join(f"{name} {digest}\n" for name, digest in sorted(hashes.items()))
@@ -99,7 +104,7 @@ def open_session(
         "data_sha256": hashlib.sha256(combined.encode()).hexdigest(),
         "data_files": hashes,
     }
-    return Session(model, eval_config, TokenArray(tokens), documents, ledger, device, identity)
+    return Session(model, eval_config, TokenArray(tokens), documents, ledger, ranks, identity)
 
 
 def _read_artifact(path: Path) -> tuple[artifact.reader.Artifact, dict[str, npt.NDArray[np.float32]]]:
