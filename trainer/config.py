@@ -123,7 +123,13 @@ class TrainingConfig:
 
     seed: int = 1337
     """Of the initial weights."""
+    data_order: Literal["sequential", "shuffled", "coprime", "packed"] = "sequential"
+    """Which samples a step takes, see trainer/loaders/orders.py. `packed`: rows of whole documents back to back,
+    attention never crossing from one into another; the others: windows of the token stream, whatever they hold."""
     sequence_tokens: int = 1024
+    """Tokens of a sample; with packed rows, the longest stretch of a document that attention spans."""
+    packed_row_tokens: int = 0
+    """Tokens of a packed row, which is a micro-batch; 0 unless data_order is `packed`."""
     batch_tokens: int = 524_288
     """Tokens of one optimizer step, over all ranks."""
     micro_batch_tokens: int = 65_536
@@ -190,18 +196,18 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         for name in ("sequence_tokens", "batch_tokens", "micro_batch_tokens", "max_steps", "log_every_steps"):
             _require(getattr(self, name) >= 1, name, "an integer of at least 1", getattr(self, name))
+        _one_of(self.data_order, "data_order", ("sequential", "shuffled", "coprime", "packed"))
+        packed = self.data_order == "packed"
         _require(
-            self.batch_tokens % self.sequence_tokens == 0,
-            "batch_tokens",
-            f"a multiple of sequence_tokens={self.sequence_tokens}",
-            self.batch_tokens,
+            self.packed_row_tokens >= self.sequence_tokens if packed else self.packed_row_tokens == 0,
+            "packed_row_tokens",
+            f"at least sequence_tokens={self.sequence_tokens}" if packed else "0 unless data_order is packed",
+            self.packed_row_tokens,
         )
-        _require(
-            self.micro_batch_tokens >= self.sequence_tokens,
-            "micro_batch_tokens",
-            f"at least sequence_tokens={self.sequence_tokens}",
-            self.micro_batch_tokens,
-        )
+        sample, name = self.sample_tokens, "packed_row_tokens" if packed else "sequence_tokens"
+        _require(self.batch_tokens % sample == 0, "batch_tokens", f"a multiple of {name}={sample}", self.batch_tokens)
+        most = self.micro_batch_tokens
+        _require(most >= sample, "micro_batch_tokens", f"at least {name}={sample}", most)
         for name in (
             "budget_seconds",
             "gradient_clip_norm",
@@ -272,9 +278,14 @@ class TrainingConfig:
         )
 
     @property
-    def num_sequences(self) -> int:
-        """Sequences in one optimizer step."""
-        return self.batch_tokens // self.sequence_tokens
+    def sample_tokens(self) -> int:
+        """Inputs of one sample: a sequence, or a packed row."""
+        return self.packed_row_tokens or self.sequence_tokens
+
+    @property
+    def num_samples_per_step(self) -> int:
+        """Samples of one optimizer step, over all ranks."""
+        return self.batch_tokens // self.sample_tokens
 
 
 def _require(condition: bool, field_name: str, accepted: str, value: object) -> None:

@@ -29,13 +29,14 @@ from trainer.ranks import Ranks
 class TrainingLoss(nn.Module):
     """Mean negative log-likelihood in nats: what the engine differentiates."""
 
-    def __init__(self, model: GPT) -> None:
+    def __init__(self, model: GPT, longest_document: int) -> None:
         super().__init__()
         self.model = model
+        self.longest_document = longest_document
 
-    def forward(self, *batch: Tensor) -> Tensor:
-        """Arguments of `GPT.token_nll`."""
-        return self.model.token_nll(*batch).mean()
+    def forward(self, ids: Tensor, targets: Tensor, cu_seqlens: Tensor | None = None) -> Tensor:
+        """A micro-batch of a loader; cu_seqlens with packed rows."""
+        return self.model.token_nll(ids, targets, cu_seqlens, longest_document=self.longest_document).mean()
 
 
 class Engine:
@@ -69,7 +70,9 @@ class Engine:
         backend = "nccl" if ranks.device.type == "cuda" else "gloo"
         deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False)
         self._engine: Any
-        self._engine, *_ = deepspeed.initialize(model=TrainingLoss(model), optimizer=adamw, config=settings)
+        self._engine, *_ = deepspeed.initialize(
+            model=TrainingLoss(model, config.sequence_tokens), optimizer=adamw, config=settings
+        )
         self._engine.enable_backward_allreduce = False
         self._is_sharded = config.zero_stage == 1
         self._model = model

@@ -26,7 +26,7 @@ from trainer.clock import Clock
 from trainer.config import TrainingConfig
 from trainer.engine import Engine
 from trainer.gradients import NonFiniteGradient, Outcomes
-from trainer.loader import SequentialLoader
+from trainer.loaders.loader import training_loader
 from trainer.metrics import Metrics
 from trainer.optimizer import TrainingOptimizer
 from trainer.phases import Phases
@@ -103,7 +103,7 @@ class _Run:
         self.model = GPT(model_config, dtype)
         initialize(self.model, training.seed)
         self.model.to(ranks.device)
-        self.loader = SequentialLoader(data.train, training, ranks)
+        self.loader = training_loader(data.train, training, ranks)
         self.optimizer = TrainingOptimizer(self.model, training, ranks)
         self.average = weight_average(dict(self.model.named_parameters()), training)
         self.phases = Phases(self.model, training)
@@ -133,6 +133,7 @@ class _Run:
             self._loop()
         finally:
             signal.signal(signal.SIGTERM, previous_handler)
+            self.loader.close()
         final = self._save_checkpoint()
         validation = self._validate(max_targets=None)
         return TrainingResult(
@@ -221,10 +222,10 @@ class _Run:
         config = self.config
         for outcome in self.outcomes.ready(everything=everything):
             if not outcome.is_finite:
-                first = int(self.loader.sample_numbers(outcome.step - 1)[0])
+                first = int(self.loader.sample_positions(outcome.step - 1)[0])
                 raise NonFiniteGradient(
                     f"step {outcome.step}: loss {outcome.loss_nats}, gradient norm {outcome.gradient_norm}; "
-                    f"{config.num_sequences} samples from number {first} on"
+                    f"{config.num_samples_per_step} samples, the first at token {first} of the training data"
                 )
             self.loss_nats = outcome.loss_nats
             elapsed_ms = 1000 * self.clock.elapsed_seconds
@@ -356,7 +357,7 @@ class _Run:
         self.metrics.line(
             f"training {num_parameters:,} parameters on {self.ranks.size} x {self.ranks.device.type} in "
             f"{str(self.model.activation_dtype).removeprefix('torch.')}: {config.batch_tokens:,} tokens a step "
-            f"({loader.num_micro_batches} x {loader.micro_batch_sequences} sequences of {config.sequence_tokens} "
+            f"({loader.num_micro_batches} x {loader.micro_batch_sequences} samples of {config.sample_tokens} "
             f"on each process), {loader.num_samples:,} samples in the training data"
         )
         if self.step:

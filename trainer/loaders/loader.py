@@ -10,12 +10,42 @@ from torch import Tensor
 
 from model.errors import InputError
 from model.text.shards import TokenStream
+from trainer.config import TrainingConfig
 from trainer.loaders.orders import CoprimeStrideOrder, PackedOrder, SampleOrder, SequentialOrder, ShuffledOrder
 from trainer.loaders.packing import cumulative_lengths
 from trainer.ranks import Ranks
 
+LENGTHS_BUCKET = 256
+"""Entries of a row's cumulative lengths, rounded up to this: nearly all rows of 98,304 tokens then have tensors of one
+shape. Every other shape would cost a compilation within the timed run."""
 ORDERS = ("sequential", "shuffled", "coprime", "packed")
 Batch = tuple[Tensor, ...]
+
+
+def training_loader(stream: TokenStream, config: TrainingConfig, ranks: Ranks) -> SampleLoader:
+    """The micro-batches of one rank of a run: as many samples each as `micro_batch_tokens` allows.
+
+    Raises:
+        InputError: the data are too short for a sample, or a step's samples don't divide over the ranks.
+    """
+    num_samples, packed = config.num_samples_per_step, config.data_order == "packed"
+    order = make_order(config.data_order, stream, config.sample_tokens, num_samples, config.seed)
+    if num_samples % ranks.size:
+        raise InputError(
+            f"training.batch_tokens: its {num_samples} samples of {config.sample_tokens} tokens can't be shared out "
+            f"evenly over {ranks.size} processes"
+        )
+    share = num_samples // ranks.size
+    most = 1 if packed else config.micro_batch_tokens // config.sample_tokens
+    return SampleLoader(
+        stream,
+        order,
+        ranks,
+        sequence_tokens=config.sample_tokens,
+        num_sequences=num_samples,
+        micro_batch_sequences=max(n for n in range(1, min(share, most) + 1) if share % n == 0),
+        longest_segment=config.sequence_tokens if packed else None,
+    )
 
 
 def make_order(name: str, stream: TokenStream, sequence_tokens: int, num_sequences: int, seed: int) -> SampleOrder:
@@ -113,5 +143,5 @@ class SampleLoader:
             targets[row].numpy()[:] = span[1:]
         if self._longest_segment is None:
             return ids, targets
-        lengths = torch.from_numpy(cumulative_lengths(ids[0].numpy(), self._longest_segment))
+        lengths = torch.from_numpy(cumulative_lengths(ids[0].numpy(), self._longest_segment, LENGTHS_BUCKET))
         return ids, targets, lengths.pin_memory() if pinned else lengths

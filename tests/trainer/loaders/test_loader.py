@@ -6,7 +6,7 @@ import torch
 
 from model.errors import InputError
 from model.text.shards import TokenStream, write_shard
-from trainer.loaders.loader import ORDERS, SampleLoader, make_order
+from trainer.loaders.loader import LENGTHS_BUCKET, ORDERS, SampleLoader, make_order
 from trainer.loaders.packing import cumulative_lengths
 from trainer.ranks import Ranks
 
@@ -105,7 +105,7 @@ def test_packed_rows_come_with_their_documents(stream):
     one.close()
     assert ids.shape == targets.shape == (1, LENGTH)
     assert lengths.dtype == torch.int32
-    assert lengths.tolist() == cumulative_lengths(ids[0].numpy(), 8).tolist()
+    assert lengths.tolist() == cumulative_lengths(ids[0].numpy(), 8, LENGTHS_BUCKET).tolist()
 
 
 def test_wrong_shapes_are_refused(stream):
