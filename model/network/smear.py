@@ -61,11 +61,24 @@ class MeanSmear(nn.Module):
     def forward(self, x: Tensor, layout: SequenceLayout) -> Tensor:
         """x [B, T, D]."""
         wide = x if x.dtype == torch.float64 else x.float()
-        total = wide.cumsum(1)
         count = torch.arange(1, x.shape[1] + 1, device=x.device)
-        if layout.document_starts is not None:
-            before = shift(total)
-            total = total - before[:, layout.document_starts]
+        if layout.document_starts is None:
+            total = wide.cumsum(1)
+        else:
+            total = document_cumsum(wide, layout)
             count = count - layout.document_starts
         mean = (total / count[:, None]).to(x.dtype)
         return x + torch.tanh(self.gate.to(x.dtype)) * (mean - x)
+
+
+def document_cumsum(x: Tensor, layout: SequenceLayout) -> Tensor:
+    """Running sums of x [B, T, D] that begin anew with every document of a packed row (Hillis & Steele 1986).
+
+    No sum ever includes another document's values, not even to subtract them again: that would leak their rounding.
+    """
+    distance = 1
+    while distance < x.shape[1]:
+        inside = has_predecessor(layout, x.shape[1], distance, x.device)
+        x = x + torch.where(inside[:, None], shift(x, distance), 0)
+        distance *= 2
+    return x
