@@ -141,6 +141,8 @@ def engine_config(
         "train_batch_size": micro_batch_size * num_micro_batches * num_ranks,
         "train_micro_batch_size_per_gpu": micro_batch_size,
         "gradient_accumulation_steps": num_micro_batches,
+        # Not DeepSpeed's default, which is to clip at 1; the trainer clips all parameters together.
+        "gradient_clipping": 0.0,
         "zero_optimization": zero,
         # DeepSpeed does not know GroupedAdamW; at stage 1 it sees flat parts, which suits its elementwise step.
         "zero_allow_untested_optimizer": True,
