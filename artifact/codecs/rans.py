@@ -9,6 +9,7 @@ Lanes are independent coder states that share one sequence of 16-bit words. Each
 follow in its first state, which would otherwise be wasted. proto/FORMAT.md section 7 is the specification.
 """
 
+import itertools
 from dataclasses import dataclass
 from typing import Final
 
@@ -30,7 +31,7 @@ MAX_LINES: Final = 1 << 16
 _MEAN_SCALE: Final = 256
 _MAX_MEAN: Final = 128 * _MEAN_SCALE
 # The prior mean counts as so many lines.
-_PRIOR_LINES: Final = 4
+_PRIOR_LINES: Final = 16
 _MIN_STATE: Final = 1 << 16
 _SLOT_MASK: Final = TOTAL - 1
 
@@ -208,13 +209,45 @@ def _choose_model(symbols: Symbols, lattice: Lattice, alphabet: int) -> tuple[Sy
     """Contexts uint8 [n] of the symbols, and the model. Integer arithmetic only: the same choice everywhere."""
     prior = int(magnitudes(alphabet)[symbols].sum(dtype=np.int64)) * _MEAN_SCALE // len(symbols)
     means = _all_means(symbols, lattice, alphabet, prior)
-    thresholds = _thresholds(np.bincount(means, minlength=_MAX_MEAN + 1))
-    draft = _Model(prior, thresholds, np.zeros((0, alphabet), dtype=np.int64))
-    contexts = draft.context_of_mean()[means]
-    num_contexts = len(thresholds) + 1
-    index = contexts.astype(np.intp) * alphabet + symbols
-    counts = np.bincount(index, minlength=num_contexts * alphabet).reshape(num_contexts, alphabet)
-    return contexts, _Model(prior, thresholds, np.stack([rans_tables.from_counts(row) for row in counts]))
+    fine = _Model(prior, _thresholds(np.bincount(means, minlength=_MAX_MEAN + 1)), np.zeros((0, alphabet), np.int64))
+    num_fine = len(fine.thresholds) + 1
+    index = fine.context_of_mean()[means].astype(np.intp) * alphabet
+    index += symbols
+    counts = np.bincount(index, minlength=num_fine * alphabet).reshape(num_fine, alphabet).astype(np.int64)
+    firsts, merged = _merge(counts)
+    thresholds = tuple(fine.thresholds[first - 1] for first in firsts[1:])
+    model = _Model(prior, thresholds, np.stack([rans_tables.from_counts(row) for row in merged]))
+    return model.context_of_mean()[means], model
+
+
+def _merge(counts: npt.NDArray[np.int64]) -> tuple[list[int], list[npt.NDArray[np.int64]]]:
+    """Merge neighbouring contexts for as long as that makes the stream shorter, tables counted.
+
+    counts: [K, alphabet]. Returns the first of the old contexts, and the counts, of each new one.
+    """
+    firsts, groups = list(range(len(counts))), list(counts)
+    costs = [_coded_cost(group) for group in groups]
+    merged_costs = [_coded_cost(a + b) for a, b in itertools.pairwise(groups)]
+    while merged_costs:
+        gains = [costs[i] + costs[i + 1] - merged_costs[i] for i in range(len(merged_costs))]
+        best = max(range(len(gains)), key=gains.__getitem__)
+        if gains[best] <= 0:
+            break
+        groups[best : best + 2] = [groups[best] + groups[best + 1]]
+        costs[best : best + 2] = [merged_costs[best]]
+        del firsts[best + 1]
+        neighbours = [
+            _coded_cost(groups[i] + groups[i + 1]) for i in range(max(best - 1, 0), min(best + 1, len(groups) - 1))
+        ]
+        merged_costs[max(best - 1, 0) : best + 2] = neighbours
+    return firsts, groups
+
+
+def _coded_cost(counts: npt.NDArray[np.int64]) -> int:
+    """Symbols and table of one context, in units of 2**-16 bit."""
+    frequencies = rans_tables.from_counts(counts)
+    table_bits = 8 * (len(rans_tables.to_bytes(frequencies)) + 2)  # and a threshold
+    return rans_tables.cost(counts, frequencies) + (table_bits << 16)
 
 
 def _all_means(symbols: Symbols, lattice: Lattice, alphabet: int, prior: int) -> npt.NDArray[np.uint16]:
@@ -229,9 +262,9 @@ def _all_means(symbols: Symbols, lattice: Lattice, alphabet: int, prior: int) ->
 
 
 def _thresholds(histogram: npt.NDArray[np.int64]) -> tuple[int, ...]:
-    """Thresholds that put about equally many symbols into each context: more symbols, more contexts."""
+    """Thresholds that put about equally many symbols into each of many contexts, to be merged."""
     total = int(histogram.sum())
-    num_contexts = max(1, min(16, total // 20_000))
+    num_contexts = max(1, min(MAX_CONTEXTS, total // 4096))
     below = np.cumsum(histogram) - histogram
     targets = np.arange(1, num_contexts) * total // num_contexts
     candidates = np.unique(np.searchsorted(below, targets, side="left"))

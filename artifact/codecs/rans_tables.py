@@ -4,6 +4,7 @@ A table gives each symbol a frequency out of 16,384. No frequency exceeds 16,320
 1/177 bit and a stream cannot stand for more symbols than the expansion rule allows.
 """
 
+import math
 from typing import Final
 
 import numpy as np
@@ -87,10 +88,15 @@ def from_bytes(data: memoryview, position: int, alphabet: int) -> tuple[Frequenc
     return frequencies, position
 
 
-def cost_bits(counts: npt.NDArray[np.int64], frequencies: Frequencies) -> float:
-    """Coded bits of symbols with these counts, for estimates (not for decisions that must be the same everywhere)."""
-    used = counts > 0
-    return float((counts[used] * (TABLE_BITS - np.log2(frequencies[used]))).sum())
+# Costs of frequencies in units of 2**-16 bit: integers, so that sums and comparisons are the same on every machine.
+_COSTS: Final = np.array(
+    [0, *(round((TABLE_BITS - math.log2(frequency)) * 65536) for frequency in range(1, TOTAL))], dtype=np.int64
+)
+
+
+def cost(counts: Frequencies, frequencies: Frequencies) -> int:
+    """Coded size of symbols with these counts, in units of 2**-16 bit."""
+    return int((counts * _COSTS[frequencies]).sum())
 
 
 def _error(what: str) -> ArtifactError:
