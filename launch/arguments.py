@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any, NoReturn
 
+from launch.data import command as data_command
 from launch.settings import nearest
 from model.errors import InputError
 
@@ -29,8 +30,7 @@ def root_parser() -> Parser:
     """The parser of the whole command line. Subcommands set `command` (their words) and `sections` (overridable)."""
     root = Parser(prog="albatross", description=DESCRIPTION)
     commands = root.add_subparsers(metavar="COMMAND")
-    data = commands.add_parser("data", help="make data folders").add_subparsers(metavar="COMMAND")
-    add_prepare_options(_leaf(data, "data prepare", "text to token shards"))
+    data_command.add_arguments(_leaf(commands, "data", "make and check data folders"))
     train = _leaf(commands, "train", "train a preset", ("model", "training", "quantization", "eval"))
     add_run_options(train)
     add_launcher_options(train)
@@ -57,21 +57,6 @@ def _leaf(commands: Any, words: str, summary: str, sections: tuple[str, ...] = (
     leaf = commands.add_parser(words.split()[-1], help=summary, description=summary, epilog=epilog)
     leaf.set_defaults(command=words, sections=sections)
     return leaf
-
-
-def add_prepare_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--input", type=Path, required=True, metavar="PATH", help=".txt, .jsonl, .jsonl.zst or a folder of them"
-    )
-    parser.add_argument(
-        "--tokenizer", required=True, metavar="FILE|train:VOCAB", help="a SentencePiece model, or train one"
-    )
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the data folder to write")
-    parser.add_argument("--val-input", type=Path, metavar="PATH", help="validation text, in the same forms as --input")
-    parser.add_argument("--val-documents", type=int, metavar="N", help="take the first N documents for validation")
-    parser.add_argument("--num-workers", type=int, metavar="N", help="processes (default: one a core)")
-    parser.add_argument("--caseops", action="store_true", help="a tokenizer over case-folded text with case operators")
-    parser.add_argument("--overwrite", action="store_true", help="replace the data folder if there is one")
 
 
 def add_run_options(parser: argparse.ArgumentParser) -> None:

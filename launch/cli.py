@@ -41,20 +41,10 @@ def _evaluate(arguments: list[str]) -> int:
     return evaluate(arguments)
 
 
-def _prepare(options: argparse.Namespace, overrides: list[str]) -> int:
-    from launch.data.prepare import prepare
+def _data(options: argparse.Namespace, overrides: list[str]) -> int:
+    from launch.data.command import run
 
-    prepare(
-        options.input,
-        options.tokenizer,
-        options.out,
-        val_input=options.val_input,
-        val_documents=options.val_documents,
-        num_workers=options.num_workers,
-        case_operators=options.caseops,
-        overwrite=options.overwrite,
-    )
-    return exit_codes.OK
+    return run(options)
 
 
 def _train(options: argparse.Namespace, overrides: list[str]) -> int:
@@ -95,7 +85,7 @@ def _presets_show(options: argparse.Namespace, overrides: list[str]) -> int:
 
 
 COMMANDS = {
-    "data prepare": _prepare,
+    "data": _data,
     "train": _train,
     "pack": _pack,
     "inspect": _inspect,
