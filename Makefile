@@ -15,7 +15,7 @@ TORCH_PIN := $(shell grep '^torch==' constraints.txt)
 # Two test processes of one thread each: the tests are sized for 2 cores.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-.PHONY: venv quickstart lint test test-slow test-gpu fuzz bench clean
+.PHONY: venv quickstart lint test test-slow test-gpu fuzz bench readme clean
 
 venv: $(STAMP)
 
@@ -54,6 +54,9 @@ fuzz: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks.all
+
+readme: $(STAMP)
+	$(BIN)/python -m tests.readme_tree
 
 clean:
 	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

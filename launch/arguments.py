@@ -34,7 +34,7 @@ def root_parser() -> Parser:
     train = _leaf(commands, "train", "train a preset", ("model", "training", "quantization", "eval"))
     add_run_options(train)
     add_launcher_options(train)
-    add_pack_options(_leaf(commands, "pack", "pack a run into an artifact", ("quantization",)))
+    add_pack_options(_leaf(commands, "pack", "pack a run into an artifact", ("quantization", "eval")))
     # `evaluate` has a parser of its own in eval, which also runs without launch; here for --help and suggestions.
     commands.add_parser("evaluate", help="score an artifact in bits per byte", add_help=False)
     inspect = _leaf(commands, "inspect", "what an artifact holds")

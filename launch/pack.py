@@ -1,6 +1,5 @@
 """`albatross pack`: a run's averaged weights, quantized, with the evaluator's code, in one file under a byte cap."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +27,7 @@ def pack(
 
     folder = run_folder.find(run)
     preset = load_file(folder.config)
-    settings = replace(preset.settings, quantization=preset.with_overrides(overrides or []).settings.quantization)
+    settings = preset.with_overrides(overrides or []).settings
     configuration = {"preset": preset.id}
     for section in ("model", "eval"):
         if changed := differences(getattr(settings, section)):

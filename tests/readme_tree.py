@@ -11,7 +11,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
-BEGIN, END = "<!-- tree: made by `make readme` -->\n```\n", "```\n<!-- end of tree -->\n"
+BEGIN = "<!-- tree: made by `make readme` -->\n```\n"
+END = "```\n<!-- end of tree -->\n"
 FOLDERS = ("proto", "artifact", "model", "trainer", "eval", "launch", "benchmarks")
 SUFFIXES = {".py", ".toml", ".proto", ".md", ".json"}
 OTHERS = {
