@@ -62,7 +62,8 @@ def _tally(session: Session, scores: Scores) -> Tally:
 
 def _score(session: Session, mode: str, budget: Budget, *, frozen: bool) -> Outcome:
     started = time.monotonic()
-    scores = Scores(session.num_targets)
+    is_double = session.model.activation_dtype == torch.float64
+    scores = Scores(session.num_targets, np.float64 if is_double else np.float32)
     bytes_per_target = float(session.ledger.target_bytes.mean(dtype=np.float64))
     label = f"{mode} (frozen)" if frozen else mode
     # A rank knows of its own share only; rank 0 speaks for all.

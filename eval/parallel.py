@@ -10,8 +10,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
-from torch.multiprocessing.spawn import ProcessExitedException
+from torch.multiprocessing.spawn import ProcessExitedException, start_processes
 
 from eval.ranks import Ranks
 from model.errors import InputError
@@ -33,7 +32,7 @@ def run_processes(work: Work, argv: Sequence[str], started: float, num_processes
     with tempfile.TemporaryDirectory(prefix="albatross-") as folder:
         arguments = (work, list(argv), started, num_processes, device.type, folder)
         try:
-            mp.start_processes(_process, arguments, nprocs=num_processes, join=True, start_method="spawn")  # type: ignore[no-untyped-call]
+            start_processes(_process, arguments, nprocs=num_processes, join=True, start_method="spawn")  # type: ignore[no-untyped-call]
         except ProcessExitedException:
             messages = sorted(Path(folder).glob("error.*"))
             if not messages:
