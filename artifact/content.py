@@ -98,7 +98,9 @@ class QuantizedTensor:
     -1..1, BINARY -1 or 1. scales: [rows] or [num scales], float32 values that `scale_type` holds exactly. zero_points:
     uint8 like scales, ASYMMETRIC only. Value = symbol * scale, or (symbol - zero point) * scale.
     bits is 0 for TERNARY and BINARY. row_order: int [rows], the order in which rows are stored (a permutation), for
-    compression only. Raises ArtifactError(CONTENT).
+    compression only. scale_exponent: of LOG8 scales; the writer may choose another that holds the same scales.
+
+    Raises ArtifactError(CONTENT).
     """
 
     symbols: npt.NDArray[np.int8] | npt.NDArray[np.uint8]

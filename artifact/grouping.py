@@ -2,15 +2,19 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
+import numpy as np
+
 from artifact.content import PlainTensor, QuantizedTensor, Tensor
+from artifact.floats import LOG8_MAX_EXPONENT, LOG8_MIN_EXPONENT
 from artifact.limits import MAX_LAYER_NUMBER
 from artifact.manifest import PLACEHOLDER, Encoding, TensorSet
-from artifact.schema import FloatType, Kind, Order, Role
+from artifact.schema import FloatType, Kind, Role
 
 _LAYER_NUMBER: Final = re.compile(r"(?<![^.])(0|[1-9][0-9]{0,4})(?![^.])", re.ASCII)
+_LOG8_OCTAVES: Final = 16
 
 
 @dataclass(frozen=True)
@@ -23,8 +27,11 @@ class GroupedTensors:
     tensors: tuple[Tensor, ...]
 
 
-def encoding_of(tensor: Tensor, order: Order = Order.ROWS) -> Encoding:
-    """Encoding of a tensor in the manifest."""
+_Sets = dict[tuple[Role, Encoding, str, tuple[int, ...]], dict[int, Tensor]]
+
+
+def encoding_of(tensor: Tensor) -> Encoding:
+    """Encoding of a tensor in the manifest, but for the exponent of LOG8 scales, which a whole group shares."""
     if isinstance(tensor, PlainTensor):
         assert tensor.float_type is not None
         return Encoding(Kind.FLOAT, tensor.float_type)
@@ -33,8 +40,6 @@ def encoding_of(tensor: Tensor, order: Order = Order.ROWS) -> Encoding:
         float_type=tensor.scale_type,
         bits=tensor.bits,
         group_size=tensor.group_size,
-        scale_exponent=tensor.scale_exponent if tensor.scale_type == FloatType.LOG8 else 0,
-        order=order,
         permuted=tensor.row_order is not None,
     )
 
@@ -44,10 +49,11 @@ def group_tensors(tensors: Mapping[str, Tensor]) -> list[GroupedTensors]:
 
     Plain tensors of one float type make one group: each is small, and a group costs some 50 bytes of the container.
     """
-    sets: dict[tuple[Role, Encoding, str, tuple[int, ...]], dict[int, Tensor]] = {}
+    sets: _Sets = {}
     for role, name, tensor in _with_factors(tensors):
         pattern, layer = split_name(name)
         sets.setdefault((role, encoding_of(tensor), pattern, tensor.shape), {})[layer] = tensor
+    sets = _with_scale_exponents(sets)
     groups: dict[tuple[object, ...], list[tuple[TensorSet, list[Tensor]]]] = {}
     for (role, encoding, pattern, shape), by_layer in sorted(sets.items(), key=lambda item: _sort_key(*item[0])):
         layers = tuple(sorted(by_layer))
@@ -66,6 +72,37 @@ def group_tensors(tensors: Mapping[str, Tensor]) -> list[GroupedTensors]:
         )
         for key, members in groups.items()
     ]
+
+
+def _with_scale_exponents(sets: _Sets) -> _Sets:
+    """Give each set with LOG8 scales the exponent of its smallest scale; split sets that span more than 16 octaves.
+
+    All LOG8 grids coincide where they overlap, so a tensor's own exponent does not matter.
+    """
+    result: _Sets = {}
+    for (role, encoding, pattern, shape), by_layer in sets.items():
+        if encoding.float_type != FloatType.LOG8:
+            result[role, encoding, pattern, shape] = by_layer
+            continue
+        octaves = {layer: _octaves(tensor) for layer, tensor in by_layer.items()}
+        lowest = min(low for low, _ in octaves.values())
+        fits = max(high for _, high in octaves.values()) - lowest < _LOG8_OCTAVES
+        for layer, tensor in by_layer.items():
+            exponent = min(lowest if fits else octaves[layer][0], LOG8_MAX_EXPONENT)
+            key = (role, replace(encoding, scale_exponent=exponent), pattern, shape)
+            result.setdefault(key, {})[layer] = tensor
+    return result
+
+
+def _octaves(tensor: Tensor) -> tuple[int, int]:
+    """Exponents of the smallest and the largest scale."""
+    assert isinstance(tensor, QuantizedTensor)
+    scales = tensor.scales.astype(np.float32)
+    if scales.size == 0:
+        return 0, 0
+    # frexp's mantissa is below 1, ours at least 1.
+    exponents = np.frexp(scales)[1] - 1
+    return max(int(exponents.min()), LOG8_MIN_EXPONENT), int(exponents.max())
 
 
 def split_name(name: str) -> tuple[str, int]:

@@ -54,6 +54,14 @@ def integers(
     )
 
 
+def log8_scales(seed: int, exponent: int) -> QuantizedTensor:
+    """A matrix with LOG8 scales around 2^exponent, based there."""
+    rng = np.random.default_rng(seed)
+    scales = floats.log8_table(exponent)[rng.integers(0, 64, 9)]
+    symbols = rng.integers(-8, 8, (9, 8)).astype(np.int8)
+    return QuantizedTensor(symbols, scales, 4, scale_type=FloatType.LOG8, scale_exponent=exponent)
+
+
 def plain(seed: int, shape: tuple[int, ...], float_type: FloatType) -> PlainTensor:
     values = np.random.default_rng(seed).normal(size=shape).astype(np.float32)
     return PlainTensor(np.asarray(floats.round_to(values, float_type)), float_type)
@@ -84,6 +92,8 @@ def good_contents() -> dict[str, Content]:
         name.lower(): integers(1, (9, 8), scale_type=FloatType[name])
         for name in ("FLOAT32", "FLOAT16", "BFLOAT16", "LOG8")
     }
+    scale_types.update({f"near.{layer}.w": log8_scales(layer, -9 + layer) for layer in range(3)})
+    scale_types.update({f"far.{layer}.w": log8_scales(layer, 60 * layer - 30) for layer in range(2)})
     corrected = {
         "asymmetric_factors": integers(
             5,

@@ -182,10 +182,8 @@ def floats(planes, float_type, exponent):
     size = FLOAT_BYTES[float_type]
     count = len(planes) // size
     data = [bytes(planes[plane * count + i] for plane in range(size)) for i in range(count)]
-    if float_type == 1:
-        return [struct.unpack("<f", value)[0] for value in data]
-    if float_type == 2:
-        return [struct.unpack("<e", value)[0] for value in data]
+    if float_type in (1, 2):
+        return [struct.unpack("<f" if float_type == 1 else "<e", value)[0] for value in data]
     if float_type == 3:
         return [struct.unpack("<f", b"\0\0" + value)[0] for value in data]
     if float_type == 4:

@@ -25,7 +25,7 @@ def assert_same_tensor(first: Tensor, second: Tensor) -> None:
         return
     assert isinstance(first, QuantizedTensor)
     assert isinstance(second, QuantizedTensor)
-    for name in ("bits", "kind", "group_size", "scale_type", "scale_exponent"):
+    for name in ("bits", "kind", "group_size", "scale_type"):
         assert getattr(first, name) == getattr(second, name)
     assert np.array_equal(first.symbols, second.symbols)
     assert np.array_equal(first.scales.astype(np.float32).reshape(-1), second.scales.reshape(-1))
