@@ -62,7 +62,7 @@ class GPT(nn.Module):
             self.untied_mlps = nn.ModuleList(MLP(config) for _ in range(num_untied))
         if recurrence.iteration_embedding:
             self.iteration_embedding = nn.Parameter(torch.empty(recurrence.num_extra_passes + 1, config.model_dim))
-        self.lane_merge = nn.Parameter(torch.empty(())) if config.lanes.kind == "uncoupled" else None
+        self.lane_merge = nn.Parameter(torch.empty(1)) if config.lanes.kind == "uncoupled" else None
 
     def _add_ends(self) -> None:
         """What stands before the first and after the last block."""

@@ -47,7 +47,7 @@ class HashEmbedding(nn.Module):
         self.config = config
         self.table = nn.Parameter(torch.empty(config.num_buckets, config.dim))
         self.projection = Projection("hash_projection", config.dim, model_dim) if config.dim != model_dim else None
-        self.scale = nn.Parameter(torch.empty(())) if config.learned_scale else None
+        self.scale = nn.Parameter(torch.empty(1)) if config.learned_scale else None
 
     def forward(self, ids: Tensor, layout: SequenceLayout, dtype: torch.dtype) -> Tensor:
         """ids [B, T] -> [B, T, D] in `dtype`."""

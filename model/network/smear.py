@@ -21,7 +21,7 @@ class TokenSmear(nn.Module):
         super().__init__()
         self.bos_mask = bos_mask
         self.weight = nn.Parameter(torch.empty(window))
-        self.strength = nn.Parameter(torch.empty(()))
+        self.strength = nn.Parameter(torch.empty(1))
 
     def forward(self, x: Tensor, ids: Tensor) -> Tensor:
         """x [B, T, D], the token embedding; ids [B, T]."""

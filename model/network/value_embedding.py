@@ -20,7 +20,7 @@ class ValueEmbedding(nn.Module):
         super().__init__()
         self.table = nn.Parameter(torch.empty(vocab_size, config.dim))
         self.projection = Projection("value_projection", config.dim, kv_dim) if config.dim != kv_dim else None
-        self.scale = nn.Parameter(torch.empty(()))
+        self.scale = nn.Parameter(torch.empty(1))
         self.layer_scales = nn.Parameter(torch.empty(len(config.layers)))
 
     def forward(self, ids: Tensor, dtype: torch.dtype) -> Tensor:
