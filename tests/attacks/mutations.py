@@ -84,7 +84,7 @@ def _checksums(data: bytes) -> list[tuple[bytes, bytes]]:
 
 
 def attack(data: bytes, outcome: Outcome) -> None:
-    """Read a mutant completely. Raises AssertionError for a hang or too much memory; errors of the reader pass through."""
+    """Read a mutant completely. Raises AssertionError for a hang or too much memory; what the reader raises passes."""
     start = time.perf_counter()
     declared_bytes = 0
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
