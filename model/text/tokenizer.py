@@ -117,12 +117,13 @@ class Tokenizer:
             raise InputError(f"the text holds an unpaired surrogate at character {error.start}") from None
         if len(self._cache) > _MAX_CACHED_SEGMENTS:
             self._cache.clear()
-        records, uncredited_bytes = self._encode_segments(self._segment_pattern.findall(text))
+        segments = self._segment_pattern.findall(text)
+        if "".join(segments) != text:
+            raise AssertionError("the segments of a text are not the text")
+        records, uncredited_bytes = self._encode_segments(segments)
         ids = records[:, 0].astype(np.uint16)
         token_bytes = records[:, 1].copy()
         changed_bytes = int(records[:, 2].sum()) + uncredited_bytes
-        if self.lossless and self._bytes_of(ids) != self.transform(text).encode():
-            raise AssertionError("a lossless tokenizer changed the text")
         return EncodedText(ids, token_bytes, len(utf8), uncredited_bytes, changed_bytes)
 
     def decode(self, ids: np.ndarray) -> str:
@@ -191,14 +192,18 @@ class Tokenizer:
         if not segments:
             return _records(b""), 0
         inner = segments[1:-1]
-        missing = [segment for segment in dict.fromkeys(inner) if segment not in self._cache]
+        found = list(map(self._cache.get, inner))
+        holes = [at for at, records in enumerate(found) if records is None]
+        missing = list(dict.fromkeys(inner[at] for at in holes))
         parts = [segments[0], *missing, segments[-1]] if len(segments) > 1 else segments
         if self.is_caseops or self.lossless:
             parts = [self.transform(part) for part in parts]
         encoded, uncredited_bytes = self._encode_parts(parts)
         self._cache.update(zip(missing, encoded[1:-1], strict=False))
+        for at in holes:
+            found[at] = self._cache[inner[at]]
         last = encoded[-1] if len(segments) > 1 else b""
-        return _records(encoded[0] + b"".join(map(self._cache.__getitem__, inner)) + last), uncredited_bytes
+        return _records(b"".join((encoded[0], *found, last))), uncredited_bytes  # type: ignore[arg-type]  # no holes
 
     def _encode_parts(self, parts: list[str]) -> tuple[list[bytes], int]:
         """Packed records of each part of a transformed text, and the bytes that normalization stripped from the
@@ -206,6 +211,8 @@ class Tokenizer:
         """
         transformed = "".join(parts)
         ids = np.array(self._processor.encode(transformed), np.int64)
+        if self.lossless and self._bytes_of(ids) != transformed.encode():
+            raise AssertionError(f"a lossless tokenizer changed {transformed[:80]!r}")
         normalized, origins = self._normalize(transformed)
         character_starts = _starts(caseops.utf8_lengths(caseops.code_points(normalized)))  # in bytes of normalized text
         token_ends = np.cumsum(self._token_lengths(ids, transformed))
