@@ -54,8 +54,7 @@ def weights(vectors: Mapping[str, np.ndarray], config: ModelConfig) -> dict[str,
             result[f"blocks.{layer}.{BLOCK_NAMES[rest]}"] = array
         elif name in NAMES:
             ours = NAMES[name]
-            shapes = {"smear.weight": (-1,), "smear.strength": ()}
-            result[ours] = array.reshape(shapes.get(ours, array.shape))
+            result[ours] = array.reshape(-1) if array.ndim == 0 or ours == "smear.weight" else array
     if "ve_layer_scales.0" in published:
         scales = [published[f"ve_layer_scales.{index}"] for index in range(len(config.value_embedding.layers))]
         result["value_embedding.layer_scales"] = np.concatenate(scales)

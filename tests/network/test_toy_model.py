@@ -64,7 +64,7 @@ def toy_weights() -> dict[str, np.ndarray]:
         "skip_weights": fill(13, (8, 64), 1, 0.2),
         "skip_gates": fill(14, (8, 64), 0, 0.5),
         "smear.weight": fill(17, (12,), 0, 1),
-        "smear.strength": np.array(0.7),
+        "smear.strength": np.array([0.7]),
     }
 
 
