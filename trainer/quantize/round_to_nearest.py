@@ -1,73 +1,86 @@
-"""Round-to-nearest quantization with one scale per row (methods.md 5.1, 5.4)."""
+"""Round-to-nearest quantization with one scale per row (methods.md 5.1, 5.2)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
 
-from artifact import floats
 from artifact.content import QuantizedTensor
 from artifact.schema import FloatType
 from trainer.quantize.config import QuantizationConfig
+from trainer.quantize.scales import row_clips, steps_from_clips, store_scales
+from trainer.quantize.tensor_plan import TensorPlan
 
 Float32 = npt.NDArray[np.float32]
-
-# A row of zeros needs some positive scale; its symbols are all 0 whatever it is. The smallest normal float16.
-_ZERO_ROW_SCALE = 2.0**-14
+Codes = npt.NDArray[np.int8]
 
 
-def quantize(weight: Float32, config: QuantizationConfig, *, bits: int, deviations: float) -> QuantizedTensor:
-    """Quantize a matrix [rows, columns] (or any tensor of two or more dimensions, the last being columns)."""
+def quantize(
+    weight: Float32, plan: TensorPlan, config: QuantizationConfig, *, steps: Float32 | None = None
+) -> QuantizedTensor:
+    """Quantize a matrix [rows, columns] (or any tensor of two or more dimensions, the last being columns).
+
+    Args:
+        steps: float32 [rows] to use in place of the plan's rule.
+    """
     matrix = np.ascontiguousarray(weight, dtype=np.float32).reshape(-1, weight.shape[-1])
-    largest_symbol = 2 ** (bits - 1) - 1
-    clip = _row_clips(matrix, config, deviations)
     scale_type = FloatType[config.scale_dtype.upper()]
-    if config.scale_rule == "published":
-        step = np.maximum(clip / np.float32(largest_symbol), np.float32(1 / largest_symbol))
-        clipped = np.clip(matrix, -clip[:, None], clip[:, None])
-        stored, exponent = _stored_scales(step, scale_type)
+    if steps is None:
+        codes, stored, exponent = _quantize_by_rule(matrix, plan, config, scale_type)
     else:
-        stored, exponent = _stored_scales(clip / np.float32(largest_symbol), scale_type)
-        step, clipped = stored, matrix
-    symbols = np.clip(np.rint(clipped / step[:, None]), -largest_symbol, largest_symbol).astype(np.int8)
+        stored, exponent = store_scales(steps, scale_type)
+        codes = round_to_codes(matrix, stored, plan)
     return QuantizedTensor(
-        symbols=symbols.reshape(weight.shape),
+        symbols=codes.reshape(weight.shape),
         scales=stored,
-        bits=bits,
+        bits=plan.bits,
         scale_type=scale_type,
         scale_exponent=exponent,
     )
 
 
-def _row_clips(matrix: Float32, config: QuantizationConfig, deviations: float) -> Float32:
-    """Largest absolute value that each row represents, float32 [rows]."""
-    if matrix.size == 0:
-        return np.zeros(len(matrix), dtype=np.float32)
-    if config.clip_rule == "deviations":
-        columns = matrix.shape[1]
-        deviation = matrix.std(axis=1, ddof=min(1, columns - 1), dtype=np.float64)
-        return np.asarray(deviations * deviation, dtype=np.float32)
-    fraction = 1.0 if config.clip_rule == "maximum" else config.clip_percentile
-    return _quantile(np.abs(matrix), fraction)
+def _quantize_by_rule(
+    matrix: Float32, plan: TensorPlan, config: QuantizationConfig, scale_type: FloatType
+) -> tuple[Codes, Float32, int]:
+    if plan.clip_rule == "search":
+        candidates = [
+            _quantize_by_rule(
+                matrix, replace(plan, clip_rule="percentile", clip_percentile=percentile), config, scale_type
+            )
+            for percentile in config.search_percentiles
+        ]
+        # The first of equals, as published: with the floor on scales most candidates coincide.
+        return min(candidates, key=lambda found: mean_squared_error(matrix, found[0], found[1]))
+    clips = row_clips(matrix, plan)
+    unrounded = steps_from_clips(clips, plan)
+    stored, exponent = store_scales(unrounded, scale_type)
+    if plan.scale_rule == "published":
+        clipped = np.clip(matrix, -clips[:, None], clips[:, None])
+        return round_to_codes(clipped, unrounded, plan), stored, exponent
+    return round_to_codes(matrix, stored, plan), stored, exponent
 
 
-def _quantile(magnitudes: Float32, fraction: float) -> Float32:
-    """Quantile of each row with linear interpolation in float32, only the two neighbours sorted into place."""
-    position = np.float32(fraction) * np.float32(magnitudes.shape[1] - 1)
-    below = int(np.floor(position))
-    above = min(below + 1, magnitudes.shape[1] - 1)
-    ordered = np.partition(magnitudes, (below, above), axis=1)
-    low, high = ordered[:, below], ordered[:, above]
-    return (low + (high - low) * np.float32(position - below)).astype(np.float32)
+def round_to_codes(matrix: Float32, steps: Float32, plan: TensorPlan) -> Codes:
+    """Codes int8 [R, C], half to even, of a matrix [R, C] with steps [R]."""
+    codes = np.rint(matrix / steps[:, None])
+    if plan.code_step > 1:
+        codes = np.rint(codes / plan.code_step) * plan.code_step
+    return np.clip(codes, plan.lowest, plan.limit).astype(np.int8)
 
 
-def _stored_scales(steps: Float32, scale_type: FloatType) -> tuple[Float32, int]:
-    """Steps rounded to the stored type, always positive, and the base exponent of LOG8 (else 0)."""
-    steps = np.where(steps > 0, steps, np.float32(_ZERO_ROW_SCALE)).astype(np.float32)
-    exponent = 0
-    if scale_type == FloatType.LOG8:
-        # Sixteen octaves below the largest step; frexp gives 0.5 <= mantissa < 1.
-        top = int(np.frexp(steps.max(initial=_ZERO_ROW_SCALE))[1])
-        exponent = int(np.clip(top - 16 + 1, floats.LOG8_MIN_EXPONENT, floats.LOG8_MAX_EXPONENT))
-    stored = floats.round_to(steps, scale_type, exponent)
-    # Steps too small for the type (float16 below 3e-8) would become 0 and turn symbols into 0/0.
-    smallest = np.float32(2.0**-24 if scale_type == FloatType.FLOAT16 else 2.0**-126)
-    return np.maximum(stored, smallest), exponent
+def mean_squared_error(matrix: Float32, codes: Codes, scales: Float32) -> float:
+    """Of the weights, over the whole matrix."""
+    error = matrix - codes.astype(np.float32) * scales[:, None]
+    return float(np.square(error, dtype=np.float64).mean()) if error.size else 0.0
+
+
+def zero_smallest(matrix: Float32, fraction: float) -> Float32:
+    """The matrix with its `fraction` of smallest magnitudes set to zero (rank 44)."""
+    num_zeros = int(fraction * matrix.size)
+    if not num_zeros:
+        return matrix
+    magnitudes = np.abs(matrix).reshape(-1)
+    threshold = np.partition(magnitudes, num_zeros - 1)[num_zeros - 1]
+    return np.where(np.abs(matrix) > threshold, matrix, np.float32(0))
