@@ -1,10 +1,10 @@
 """The text half: MB/s per core of each stage of `data prepare`, bytes/token of tokenizers, tokens/s of data orders.
 
-    python benchmarks/text.py --input VAL.jsonl.zst --tokenizer FILE [--tokenizer FILE ...] [--megabytes N] [--json FILE]
+    python benchmarks/text.py --input VAL.jsonl.zst [--tokenizer FILE ...] [--megabytes N] [--json FILE]
 
 Every stage runs in a process of its own, on one core; speed is text bytes per second of CPU time, so that other work
 on the machine disturbs it little. "whole prepare" is the command itself with one worker: reading, transform,
-SentencePiece, byte counts, ledger, writing, hashing. "against bare" divides by the speed of the bare SentencePiece
+SentencePiece, byte counts, ledger, writing, hashing. "vs bare" divides by the speed of the bare SentencePiece
 encoder on the (transformed) text.
 """
 
@@ -208,9 +208,7 @@ def main() -> None:
         "text_bytes": sum(len(text.encode()) for text in texts),
     }
     print("; ".join(f"{key} {value}" for key, value in heading.items()))
-    print(
-        f"{'stage':22}{'tokenizer':40}{'MB/s':>8}{'M tokens/s':>12}{'bytes/token':>13}{'against bare':>14}{'peak MB':>9}"
-    )
+    print(f"{'stage':22}{'tokenizer':40}{'MB/s':>8}{'M tokens/s':>12}{'bytes/token':>13}{'vs bare':>14}{'peak MB':>9}")
     for stage, name, found in rows:
         cells = [
             f"{found[key]:{width}.{digits}f}" if key in found else " " * (width - 1) + "-"

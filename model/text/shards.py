@@ -157,6 +157,8 @@ class DataFolder:
             raise InputError(f"{folder}: no token shards (*_train_NNNNNN.bin, *_val_NNNNNN.bin) in this data folder")
         if len(names) > 1:
             raise InputError(f"{folder}: shards of several data sets in one folder: {', '.join(sorted(names))}")
+        manifest = _read_manifest(folder / MANIFEST_NAME)
+        _check_complete(folder, found, manifest)
         documents_path = folder / f"{names.pop()}_val_documents.npy"
         tokenizer_path = folder / TOKENIZER_NAME
         return cls(
@@ -166,7 +168,7 @@ class DataFolder:
             tuple(found["val_bytes"]),
             documents_path if documents_path.is_file() else None,
             tokenizer_path if tokenizer_path.is_file() else None,
-            _read_manifest(folder / MANIFEST_NAME),
+            manifest,
         )
 
     @property
@@ -215,6 +217,17 @@ class DataFolder:
         if stream.num_tokens == 0:
             raise InputError(f"{self.path}: the {split} shards hold no tokens")
         return stream
+
+
+def _check_complete(folder: Path, found: dict[str, list[Path]], manifest: dict[str, Any] | None) -> None:
+    """InputError if a shard is missing between others, or a file that the manifest lists."""
+    for name in (manifest or {}).get("files", {}):
+        if not (folder / name).is_file():
+            raise InputError(f"{folder / name}: missing; it was there when the folder was made")
+    for paths in found.values():
+        for before, after in itertools.pairwise(paths):
+            if int(after.stem[-6:]) != int(before.stem[-6:]) + 1:
+                raise InputError(f"{folder}: shards are missing between {before.name} and {after.name}")
 
 
 def _read_manifest(path: Path) -> dict[str, Any] | None:

@@ -147,6 +147,15 @@ def test_folders_without_data_are_refused_by_name(tmp_path):
         DataFolder.open(tmp_path)
 
 
+def test_a_gap_between_shards_is_refused(tmp_path):
+    for number in (3, 4, 6):
+        write_shard(tmp_path / f"x_train_{number:06d}.bin", np.array([1]))
+    with pytest.raises(InputError, match=r"missing between x_train_000004\.bin and x_train_000006\.bin"):
+        DataFolder.open(tmp_path)
+    (tmp_path / "x_train_000006.bin").unlink()
+    assert DataFolder.open(tmp_path).train.num_tokens == 2
+
+
 @pytest.mark.parametrize(
     ("manifest", "message"),
     [("{", "not a JSON manifest"), ("[]", "the manifest lacks lossless, splits"), ('{"splits": {}}', "lacks lossless")],
