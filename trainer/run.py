@@ -99,6 +99,7 @@ class _Run:
     ) -> None:
         self.config, self.data, self.ledger = training, data, ledger
         self.run_dir, self.ranks, self.metrics = run_dir, ranks, metrics
+        torch.manual_seed(training.seed)
         dtype = torch.bfloat16 if ranks.device.type == "cuda" else torch.float32
         self.model = GPT(model_config, dtype)
         initialize(self.model, training.seed)
