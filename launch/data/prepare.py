@@ -16,6 +16,7 @@ import os
 import shutil
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
@@ -278,6 +279,15 @@ _worker_tokenizer: Tokenizer | None = None
 def _start_worker(model: Tokenizer) -> None:
     global _worker_tokenizer
     _worker_tokenizer = model
+    # The pool's workers wait for work for ever when their parent is killed.
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
+
+
+def _exit_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _encode_in_worker(batch: RawBatch) -> EncodedDocuments:
