@@ -79,6 +79,8 @@ class Engine:
 
     def compile(self) -> None:
         """torch.compile forward and backward, static shapes: a new graph for every shape and every switched phase."""
+        # The default of 8 graphs is fewer than phases times shapes may be; past it, all runs uncompiled.
+        torch._dynamo.config.recompile_limit = 64
         self._engine.module.compile(dynamic=False)
 
     def forward_backward(self, *batch: Tensor) -> Tensor:
