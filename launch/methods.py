@@ -23,6 +23,15 @@ def _qat(settings: Settings) -> list[FakeQuantization]:
     return [qat.attention, qat.mlp, qat.embedding, qat.sensitive]
 
 
+def _mixes_five_and_six_bits(settings: Settings) -> bool:
+    quantization = settings.quantization
+    return quantization.mixed_precision.num_fine > 0 or quantization.mlp.bits == 5
+
+
+def _embedding_is_float(settings: Settings) -> bool:
+    return settings.quantization.embedding.method == "float"
+
+
 METHODS: tuple[Method, ...] = (
     Method("grouped-query attention", "1.5", lambda s: s.model.num_kv_heads < s.model.num_heads),
     Method("QK-norm with gain", "1.5", lambda s: True),
@@ -69,7 +78,21 @@ METHODS: tuple[Method, ...] = (
     Method("ternary weights", "4.6", lambda s: any(how.method == "ternary" for how in _qat(s))),
     Method("binary weights", "4.7", lambda s: any(how.method == "binary" for how in _qat(s))),
     Method("FP8 storage", "4.5", lambda s: any(how.method == "float8" for how in _qat(s))),
+    Method("document packing", "7.4", lambda s: s.training.data_order == "packed"),
+    Method("GPTQ", "5.3", lambda s: s.quantization.method == "gptq"),
+    Method(
+        "GPTQ of the embedding", "5.7", lambda s: (s.quantization.embedding.method or s.quantization.method) == "gptq"
+    ),
+    Method("self-generated calibration", "5.8", lambda s: s.quantization.calibration.source == "generated"),
     Method("SDClip", "5.4", lambda s: s.quantization.clip_rule == "deviations"),
+    Method("Hessian-aware SDClip", "5.5", lambda s: s.quantization.hessian_clip_strength > 0),
+    Method("clip search", "5.2", lambda s: s.quantization.attention.clip_rule == "search"),
+    Method("LQER", "5.10", lambda s: s.quantization.low_rank.num_tensors > 0),
+    Method("mixed int5 and int6", "4.3", _mixes_five_and_six_bits),
+    Method("float16 embedding", "2.11", lambda s: _embedding_is_float(s) and not s.model.embedding_dim),
+    Method(
+        "pruning", "5.11", lambda s: s.quantization.pruning.selective or s.quantization.pruning.magnitude_fraction > 0
+    ),
     Method("sliding-window evaluation", "8.2", lambda s: s.eval.mode == "sliding"),
     Method(
         "LoRA test-time training", "8.5", lambda s: s.eval.mode == "ttt" and s.eval.ttt.method in ("lora", "phased")

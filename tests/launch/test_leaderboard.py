@@ -62,6 +62,46 @@ def test_known_settings() -> None:
     assert PRESETS["rank14"].settings.model.qk_gain_init == 4.0
 
 
+def test_methods_are_used_by_the_published_ranks() -> None:
+    """Who used what, by the entries' logs; read here off the resolved settings."""
+    published = {
+        "XSA": range(1, 29),
+        "partial RoPE": range(1, 27),
+        "LN scale": range(1, 27),
+        "leaky relu squared": range(1, 25),
+        "depth recurrence": [*range(1, 20), 21],
+        "gated skips": range(1, 22),
+        "parallel residuals, one stream": [12, 13, 16],
+        "parallel residuals, two lanes": [*range(1, 12), 14, 18, 21],
+        "value embeddings": range(18, 26),
+        "SmearGate by token": [1, 2, 3, 8],
+        "SmearGate by channel": [*range(21, 30), 31, 44],
+        "BigramHash": [*range(21, 30), 31, 44],
+        "orthogonal init": [*range(1, 30), 31, 44],
+        "overtone init": [43],
+        "MuonEq-R": range(1, 20),
+        "Polar Express": range(1, 5),
+        "Muon weight decay": [*range(1, 32), 43, 44],
+        "EMA": range(1, 28),
+        "SWA": [28, 29, 44],
+        "QAT to integers": [30, 31, 33, 34],
+        "document packing": range(1, 12),
+        "GPTQ": range(1, 24),
+        "GPTQ of the embedding": range(1, 18),
+        "self-generated calibration": [21, 23],
+        "Hessian-aware SDClip": [16],
+        "LQER": range(1, 4),
+        "mixed int5 and int6": [21, 44],
+        "float16 embedding": [29, 30, 31, 32, 33, 40, 43, 44],
+        "LoRA test-time training": [*range(1, 12), 36],
+        "phased test-time training": [*range(1, 8), 9, 10],
+        "full test-time training": [12, 13, 14, 15, 24],
+        "CaseOps tokenizer": range(1, 8),
+    }
+    for method, ranks in published.items():
+        assert [preset.rank for preset in ENTRIES if method in methods_of(preset)] == list(ranks), method
+
+
 def test_every_method_is_used_or_absent_from_the_board() -> None:
     """Methods that no listed preset uses are those that no entry used."""
     used = {name for preset in PRESETS.values() for name in methods_of(preset)}
