@@ -7,6 +7,7 @@ proved for every document while it is written (`launch.data.split_writer`).
 import collections
 import concurrent.futures
 import contextlib
+import fcntl
 import functools
 import hashlib
 import itertools
@@ -14,6 +15,7 @@ import json
 import multiprocessing
 import os
 import shutil
+import signal
 import sys
 import tempfile
 import threading
@@ -279,6 +281,7 @@ _worker_tokenizer: Tokenizer | None = None
 def _start_worker(model: Tokenizer) -> None:
     global _worker_tokenizer
     _worker_tokenizer = model
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends them in order
     # The pool's workers wait for work for ever when their parent is killed.
     threading.Thread(target=_exit_with_parent, daemon=True).start()
 
@@ -337,26 +340,50 @@ def _document_name(batch: RawBatch, index: int) -> str:
 
 @contextlib.contextmanager
 def _folder_in_place(out: Path) -> Iterator[Path]:
-    """A new folder beside `out` that takes its name at the end of the block; removed if the block fails."""
+    """A new folder beside `out` that takes its name at the end of the block; removed if the block fails.
+
+    What a killed run left there is cleared. A run that is still writing holds a lock on the folder: InputError.
+    """
     out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".part", dir=out.parent))
+    temporary = out.with_name(f".{out.name}.part")
+    temporary.mkdir(exist_ok=True)
+    descriptor = os.open(temporary, os.O_RDONLY)
     try:
-        yield temporary
-        temporary.chmod(0o755)
-        if out.exists():
-            replaced = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".old", dir=out.parent))
-            os.replace(out, replaced)
-            os.replace(temporary, out)
-            shutil.rmtree(replaced)
-        else:
-            os.replace(temporary, out)
-        directory = os.open(out.parent, os.O_RDONLY)
+        _lock(descriptor, temporary, out)
+        for left_over in temporary.iterdir():
+            left_over.unlink()
         try:
-            os.fsync(directory)
+            yield temporary
+            _rename(temporary, out)
         finally:
-            os.close(directory)
+            shutil.rmtree(temporary, ignore_errors=True)
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        os.close(descriptor)
+
+
+def _lock(descriptor: int, folder: Path, out: Path) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        held = folder.exists() and os.fstat(descriptor).st_ino == folder.stat().st_ino  # not renamed away meanwhile
+    except BlockingIOError:
+        held = False
+    if not held:
+        raise InputError(f"{out}: another data prepare is writing it")
+
+
+def _rename(temporary: Path, out: Path) -> None:
+    if out.exists():
+        replaced = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".old", dir=out.parent))
+        os.replace(out, replaced)
+        os.replace(temporary, out)
+        shutil.rmtree(replaced)
+    else:
+        os.replace(temporary, out)
+    directory = os.open(out.parent, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
 
 
 def _num_workers(requested: int | None) -> int:

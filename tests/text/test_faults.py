@@ -65,7 +65,7 @@ def test_a_killed_prepare_leaves_no_folder_and_can_be_repeated(signal_number, tm
         stderr=subprocess.DEVNULL,
     )
     deadline = time.monotonic() + 60
-    while not list(tmp_path.glob(".out.*.part/*_train_*.bin")):  # it has begun to write training shards
+    while not list(tmp_path.glob(".out.part/*_train_*.bin")):  # it has begun to write training shards
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.01)
@@ -79,5 +79,6 @@ def test_a_killed_prepare_leaves_no_folder_and_can_be_repeated(signal_number, tm
         time.sleep(0.01)
     source.write_bytes(json_lines(TEXTS))
     prepare(source, COMMUNITY, out, val_documents=5, num_workers=1, quiet=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "out"]
     assert verify(out, quiet=True).ledger_proved
     assert DataFolder.open(out).manifest["splits"]["train"]["documents"] == len(TEXTS) - 5

@@ -1,3 +1,4 @@
+import fcntl
 import itertools
 import json
 import os
@@ -9,6 +10,7 @@ import zstandard
 
 from launch.data.prepare import prepare
 from launch.data.split_writer import EncodedDocuments, SplitWriter
+from launch.data.verify import verify
 from model.errors import InputError
 from model.text.shards import DataFolder
 from model.text.tokenizer import BOS_ID, Tokenizer
@@ -297,6 +299,23 @@ def test_an_existing_folder_is_kept_unless_told(books, tmp_path):
     assert not (out / "mine").exists()
     assert DataFolder.open(out).val.num_tokens > 0
     assert [path.name for path in tmp_path.iterdir() if "out" in path.name] == ["out"]
+
+
+def test_what_a_killed_run_left_is_cleared_and_a_running_one_is_respected(books, tmp_path):
+    left = tmp_path / ".out.part"
+    left.mkdir()
+    (left / "text_train_000000.bin").write_text("half")
+    descriptor = os.open(left, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        with pytest.raises(InputError, match="out: another data prepare is writing it"):
+            prepare(books, COMMUNITY, tmp_path / "out", num_workers=1, quiet=True)
+        assert (left / "text_train_000000.bin").read_text() == "half"
+    finally:
+        os.close(descriptor)
+    prepare(books, COMMUNITY, tmp_path / "out", num_workers=1, quiet=True)
+    assert not left.exists()
+    assert verify(tmp_path / "out", quiet=True).ledger_proved
 
 
 def test_a_full_disk_leaves_nothing(books, tmp_path, monkeypatch):
