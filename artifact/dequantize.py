@@ -7,17 +7,21 @@ import numpy as np
 import numpy.typing as npt
 
 from artifact.content import Float32, PlainTensor, QuantizedTensor, Tensor, matrix_shape
+from artifact.errors import ArtifactError, ErrorCode
 
 
 def dequantize(tensor: Tensor) -> Float32:
-    """Weights of a tensor, float32 of its shape."""
+    """Weights of a tensor, float32 of its shape. Raises ArtifactError(NOT_FINITE) where scales make them overflow."""
     if isinstance(tensor, PlainTensor):
         return tensor.values.astype(np.float32)
-    weights = _without_correction(tensor)
-    if tensor.low_rank is not None:
-        left, right = dequantize(tensor.low_rank.left), dequantize(tensor.low_rank.right)
-        for component in range(left.shape[1]):
-            weights += left[:, component : component + 1] * right[component]
+    with np.errstate(over="ignore", invalid="ignore"):
+        weights = _without_correction(tensor)
+        if tensor.low_rank is not None:
+            left, right = dequantize(tensor.low_rank.left), dequantize(tensor.low_rank.right)
+            for component in range(left.shape[1]):
+                weights += left[:, component : component + 1] * right[component]
+    if not np.isfinite(weights).all():
+        raise ArtifactError(ErrorCode.NOT_FINITE, "a weight is too large for float32")
     return weights
 
 

@@ -20,5 +20,7 @@ MAX_RANK: Final = 4096
 EXPANSION_FACTOR: Final = 2048
 EXPANSION_ALLOWANCE: Final = 65_536
 
-# Steps of the entropy coder in the whole file; each takes some 30 microseconds however few symbols it decodes.
-MAX_RANS_STEPS: Final = 1 << 17
+# A file may ask for so many steps of the entropy coder, each some 30 microseconds however few symbols it decodes, and
+# for one more for so many symbols.
+BASE_RANS_STEPS: Final = 16_384
+RANS_SYMBOLS_PER_STEP: Final = 128

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from artifact import artifact_pb2, canonical_json, limits
-from artifact.codecs.rans import MAX_LANES, MAX_LINES, Lattice
+from artifact.codecs.rans import MAX_LANES, MAX_LINES, Lattice, StepBudget
 from artifact.codecs.registry import READABLE, expands_too_far
 from artifact.content import TENSOR_NAME, matrix_shape, num_scales
 from artifact.errors import ArtifactError, ErrorCode
@@ -197,7 +197,8 @@ def from_wire(data: memoryview, stream_bytes: Sequence[int], code_bytes: int) ->
 
 def _groups(messages: Sequence[Any], stream_bytes: Sequence[int]) -> tuple[Group, ...]:
     groups = []
-    num_tensors = num_weights = num_steps = 0
+    num_tensors = num_weights = 0
+    steps = StepBudget()
     for message, length in zip(messages, stream_bytes, strict=True):
         tensor_sets = []
         for tensors in message.tensors:
@@ -224,9 +225,7 @@ def _groups(messages: Sequence[Any], stream_bytes: Sequence[int]) -> tuple[Group
                     ErrorCode.EXPANSION,
                     f"{group.label}: {part.num_bytes} bytes of {shape.name} claim to hold {shape.num_symbols} symbols",
                 )
-        num_steps += _check_lanes(group)
-        if num_steps > limits.MAX_RANS_STEPS:
-            raise ArtifactError(ErrorCode.LANES, f"more than {limits.MAX_RANS_STEPS} steps of the entropy coder")
+        _check_lanes(group, steps)
         if group.stream_bytes != length:
             raise ArtifactError(
                 ErrorCode.STREAM_LENGTH, f"{group.label}: stream of {length} bytes, parts of {group.stream_bytes}"
@@ -235,21 +234,21 @@ def _groups(messages: Sequence[Any], stream_bytes: Sequence[int]) -> tuple[Group
     return tuple(groups)
 
 
-def _check_lanes(group: Group) -> int:
-    """Check the fields that only RANS has; return the number of steps that decoding takes."""
-    num_steps = 0
+def _check_lanes(group: Group, steps: StepBudget) -> None:
+    """Check the fields that only RANS has, and that decoding does not take too many steps."""
     for index, part in enumerate(group.parts):
         if part.codec == Codec.RANS:
             lattice = lattice_of(group.tensor_sets[0], group.encoding.order, part.lanes)
             following = sum(later.num_bytes for later in group.parts[index + 1 :])
             valid = 1 <= part.lanes <= MAX_LANES and part.carried_bytes <= min(2 * part.lanes, following)
             valid = valid and 1 <= lattice.num_lines <= MAX_LINES and lattice.width > 0
-            num_steps += lattice.num_steps if valid else 0
+            valid = valid and steps.allow(lattice)
+            if valid:
+                steps.spend(lattice)
         else:
             valid = part.lanes == part.carried_bytes == 0
         if not valid:
             raise ArtifactError(ErrorCode.LANES, f"{group.label}: {part} does not fit the group")
-    return num_steps
 
 
 def _tensor_set(message: Any) -> TensorSet:

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from artifact import floats
 from artifact.codecs import rans, registry
-from artifact.codecs.rans import MAX_LANES, MAX_LINES, Lattice
+from artifact.codecs.rans import MAX_LANES, MAX_LINES, Lattice, StepBudget
 from artifact.content import PlainTensor, QuantizedTensor, Tensor, matrix_shape, num_scales, symbol_range
 from artifact.errors import ArtifactError, ErrorCode
 from artifact.grouping import GroupedTensors
@@ -31,8 +31,11 @@ class CodedGroup:
     stream: bytes
 
 
-def encode_group(grouped: GroupedTensors) -> CodedGroup:
-    """Code every part of a group with the codec that makes it shortest, symbols also by columns instead of rows."""
+def encode_group(grouped: GroupedTensors, steps: StepBudget) -> CodedGroup:
+    """Code every part of a group with the codec that makes it shortest, symbols also by columns instead of rows.
+
+    The entropy coder is used as far as `steps` allow, and what it takes is taken off.
+    """
     first, *rest = _to_parts(grouped)
     first_shape, *rest_shapes = part_shapes(grouped.tensor_sets, grouped.encoding)
     coded_rest = [
@@ -41,15 +44,20 @@ def encode_group(grouped: GroupedTensors) -> CodedGroup:
     rest_parts = tuple(Part(codec, len(data)) for codec, data in coded_rest)
     following = b"".join(data for _, data in coded_rest)
     best = _coded(grouped.encoding, *registry.encode_smallest(first, first_shape.alphabet), rest_parts, following)
-    if grouped.encoding.kind != Kind.FLOAT and first.size:
-        for order in Order:
-            encoding = replace(grouped.encoding, order=order)
-            symbols = first if order == Order.ROWS else _symbols(grouped, order)
-            lattice = lattice_of(grouped.tensor_sets[0], order, lanes=1)
-            if lattice.num_lines <= MAX_LINES:
-                candidate = _coded_with_rans(encoding, symbols, lattice, rest_parts, following)
-                if len(candidate.stream) < len(best.stream):
-                    best = candidate
+    if grouped.encoding.kind == Kind.FLOAT or not first.size:
+        return best
+    best_lattice: Lattice | None = None
+    for order in Order:
+        lattice = _lattice(grouped, order)
+        if lattice.num_lines > MAX_LINES or not steps.allow(lattice):
+            continue
+        symbols = first if order == Order.ROWS else _symbols(grouped, order)
+        encoding = replace(grouped.encoding, order=order)
+        candidate = _coded_with_rans(encoding, symbols, lattice, rest_parts, following)
+        if len(candidate.stream) < len(best.stream):
+            best, best_lattice = candidate, lattice
+    if best_lattice is not None:
+        steps.spend(best_lattice)
     return best
 
 
@@ -60,14 +68,19 @@ def _coded(encoding: Encoding, codec: Codec, data: bytes, rest_parts: tuple[Part
 def _coded_with_rans(
     encoding: Encoding, symbols: Symbols, lattice: Lattice, rest_parts: tuple[Part, ...], following: bytes
 ) -> CodedGroup:
-    # More lanes decode faster but cost some bytes each. Lanes beyond the last full chunk of a line would idle.
+    carried = following[: 2 * lattice.lanes]
+    data = rans.encode(symbols, lattice, encoding.alphabet, carried)
+    part = Part(Codec.RANS, len(data), carried_bytes=len(carried), lanes=lattice.lanes)
+    return CodedGroup(encoding, (part, *rest_parts), data + following[len(carried) :])
+
+
+def _lattice(grouped: GroupedTensors, order: Order) -> Lattice:
+    """Lattice of a group's symbols with lanes for some _TARGET_STEPS steps: more decode faster but cost bytes each."""
+    lattice = lattice_of(grouped.tensor_sets[0], order, lanes=1)
     target = min(max(-(-lattice.num_symbols // _TARGET_STEPS), 1), MAX_LANES)
     num_chunks = max(lattice.width // target, 1)
-    lanes = min(-(-lattice.width // num_chunks), MAX_LANES)
-    carried = following[: 2 * lanes]
-    data = rans.encode(symbols, replace(lattice, lanes=lanes), encoding.alphabet, carried)
-    part = Part(Codec.RANS, len(data), carried_bytes=len(carried), lanes=lanes)
-    return CodedGroup(encoding, (part, *rest_parts), data + following[len(carried) :])
+    # Lanes beyond the last full chunk of a line would idle.
+    return replace(lattice, lanes=min(-(-lattice.width // num_chunks), MAX_LANES))
 
 
 def decode_group(group: Group, stream: memoryview) -> list[Tensor]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from artifact import artifact_pb2, canonical_json
+from artifact.codecs.rans import StepBudget
 from artifact.content import Content
 from artifact.errors import ArtifactError, ErrorCode
 from artifact.grouping import GroupedTensors, group_tensors
@@ -43,7 +44,8 @@ def write(path: str | os.PathLike[str], content: Content, *, max_bytes: int | No
 def encode(content: Content) -> bytes:
     """Bytes of the artifact that holds `content`. Raises ArtifactError(CONTENT)."""
     grouped = group_tensors(content.tensors)
-    coded = [encode_group(group) for group in grouped]
+    steps = StepBudget()
+    coded = [encode_group(group, steps) for group in grouped]
     manifest = _manifest(content, grouped, coded).SerializeToString(deterministic=True)
     pieces = [b"\x09" + MAGIC, _field(2, manifest), *(_field(3, group.stream) for group in coded)]
     pieces.append(_field(4, content.code))

@@ -19,6 +19,7 @@ import numpy.typing as npt
 from artifact.codecs import rans_tables
 from artifact.codecs.rans_tables import TABLE_BITS, TOTAL
 from artifact.errors import ArtifactError, ErrorCode
+from artifact.limits import BASE_RANS_STEPS, RANS_SYMBOLS_PER_STEP
 
 Symbols = npt.NDArray[np.uint8]
 Unsigned = npt.NDArray[np.uint32]
@@ -51,6 +52,25 @@ class Lattice:
     @property
     def num_steps(self) -> int:
         return self.num_lines * -(-self.width // self.lanes)
+
+
+class StepBudget:
+    """Steps that the groups of one file may still take, group after group: time in proportion to what is decoded."""
+
+    def __init__(self) -> None:
+        self._remaining = BASE_RANS_STEPS * RANS_SYMBOLS_PER_STEP
+
+    def allow(self, lattice: Lattice) -> bool:
+        """Whether the steps of a lattice still fit."""
+        return self._remaining + self._change(lattice) >= 0
+
+    def spend(self, lattice: Lattice) -> None:
+        """Take the steps of a lattice off."""
+        self._remaining += self._change(lattice)
+
+    @staticmethod
+    def _change(lattice: Lattice) -> int:
+        return lattice.num_symbols - lattice.num_steps * RANS_SYMBOLS_PER_STEP
 
 
 @dataclass(frozen=True)

@@ -45,12 +45,9 @@ def decode(codec: Codec, data: memoryview, num_symbols: int, alphabet: int) -> S
 
 def encode_smallest(symbols: Symbols, alphabet: int) -> tuple[Codec, bytes]:
     """The shortest coding of uint8 [n] symbols; of equally short ones the codec with the lowest number."""
-    best: tuple[Codec, bytes] | None = None
-    for codec in READABLE:
-        data = encode(codec, symbols, alphabet)
-        if expands_too_far(len(data), len(symbols)):
-            continue
-        if best is None or len(data) < len(best[1]):
-            best = codec, data
-    assert best is not None
-    return best
+    packed_bytes = bitpack.num_bytes(len(symbols), alphabet)
+    coded = zstd.encode(symbols) if len(symbols) else b""
+    if len(symbols) and len(coded) < packed_bytes and not expands_too_far(len(coded), len(symbols)):
+        return Codec.ZSTD, coded
+    codec = Codec.BITPACK if packed_bytes < len(symbols) else Codec.RAW
+    return codec, encode(codec, symbols, alphabet)

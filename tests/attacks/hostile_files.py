@@ -421,6 +421,14 @@ def stream_files() -> dict[str, tuple[bytes, ErrorCode]]:
             one_group(stream=SYMBOLS + b"\x00\x00\x3c\x7c"),
             ErrorCode.NOT_FINITE,
         ),
+        "weight_overflow": (
+            one_group(
+                encoding=encoding(float_type=1),
+                parts=part(1, 4) + part(0, 8),
+                stream=SYMBOLS + b"\xff\xff\xff\xff\x7f\x7f\x7f\x7f",
+            ),
+            ErrorCode.NOT_FINITE,
+        ),
         "permutation_twice": (
             one_group(
                 encoding=encoding(permuted=1),

@@ -14,7 +14,8 @@ export const FLOAT_BYTES = { 1: 4, 2: 2, 3: 2, 4: 1, 5: 1 };
 export const LOG8 = 5;
 const FLOAT8 = 4;
 const MAX_WEIGHTS = 2 ** 32;
-const MAX_RANS_STEPS = 2 ** 17;
+const BASE_RANS_STEPS = 16384;
+const RANS_SYMBOLS_PER_STEP = 128;
 
 export function parseManifest(bytes, streamLengths, codeLength) {
   const message = Manifest.decode(bytes);
@@ -27,7 +28,7 @@ export function parseManifest(bytes, streamLengths, codeLength) {
   const configuration = parseConfiguration(message.configuration);
   if (message.group.length > 4096) refuse("num_groups", `${message.group.length} groups`);
   if (message.group.length !== streamLengths.length) refuse("stream_count", `${streamLengths.length} streams`);
-  const totals = { tensors: 0, weights: 0, steps: 0 };
+  const totals = { tensors: 0, weights: 0, steps: BASE_RANS_STEPS * RANS_SYMBOLS_PER_STEP };
   const groups = message.group.map((group, index) => checkGroup(group, streamLengths[index], totals));
   const weights = checkNames(groups);
   checkTies(message.tie, weights);
@@ -53,8 +54,7 @@ function checkGroup(group, streamLength, totals) {
     if (part.numSymbols > 65536 + 2048 * part.numBytes) refuse("expansion", `${part.name}: too many symbols`);
   }
   const lattice = encoding.kind === KIND.FLOAT ? null : latticeOf(encoding, sets[0]);
-  totals.steps += checkLanes(parts, lattice);
-  if (totals.steps > MAX_RANS_STEPS) refuse("lanes", "too many steps of the entropy coder");
+  checkLanes(parts, lattice, totals);
   const length = sum(parts.map((part) => part.numBytes - part.carriedBytes));
   if (length !== streamLength) refuse("stream_length", `stream of ${streamLength} bytes, parts of ${length}`);
   return { sets, encoding, parts, lattice, role: group.role, crc32: group.crc32 };
@@ -129,8 +129,7 @@ function latticeOf(encoding, set) {
   return { lines, positions: positions * set.names.length };
 }
 
-function checkLanes(parts, lattice) {
-  let steps = 0;
+function checkLanes(parts, lattice, totals) {
   parts.forEach((part, index) => {
     const { lanes, carriedBytes } = part;
     let valid;
@@ -138,13 +137,16 @@ function checkLanes(parts, lattice) {
       const following = sum(parts.slice(index + 1).map((later) => later.numBytes));
       valid = lanes >= 1 && lanes <= 16384 && carriedBytes <= Math.min(2 * lanes, following);
       valid &&= lattice.lines >= 1 && lattice.lines <= 65536 && lattice.positions >= 1;
-      if (valid) steps += lattice.lines * Math.ceil(lattice.positions / lanes);
+      if (valid) {
+        const steps = lattice.lines * Math.ceil(lattice.positions / lanes);
+        totals.steps += lattice.lines * lattice.positions - RANS_SYMBOLS_PER_STEP * steps;
+        valid = totals.steps >= 0;
+      }
     } else {
       valid = lanes === 0 && carriedBytes === 0;
     }
     if (!valid) refuse("lanes", `lanes of ${part.name}`);
   });
-  return steps;
 }
 
 function checkNames(groups) {

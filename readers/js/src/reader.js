@@ -52,6 +52,9 @@ export function readArtifact(data) {
   });
   const [tensors, left, right] = byRole;
   for (const [name, factor] of left) correct(tensors.get(name), factor, right.get(name));
+  for (const { weights } of tensors.values()) {
+    if (!weights.every(Number.isFinite)) refuse("not_finite", "a weight is too large for float32");
+  }
   for (const { name, target } of message.tie) tensors.set(name, tensors.get(target));
   return { configuration, code, tensors };
 }
