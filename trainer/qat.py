@@ -59,6 +59,10 @@ class QuantizationAware:
                     f"training.qat: {name} has rows of {module.weight.shape[-1]} weights, "
                     f"which groups of {how.group_size} do not divide"
                 )
+            # A submodule from the start, though absent: as a plain None it would be kept elsewhere, and a graph
+            # compiled before the first switch would not be found again after the second.
+            del module.transform
+            module.register_module("transform", None)
             self._targets.append((module, WeightQuantizer(how, self.sharpness)))
         if unknown:
             raise ValueError(f"training.qat.sensitive_matrices: {min(unknown)} is no matrix of this model")
