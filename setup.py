@@ -6,7 +6,7 @@ from setuptools import find_packages, setup
 
 PACKAGES = ["artifact", "eval", "launch", "model", "trainer"]
 EVAL = ["sentencepiece>=0.2", "torch>=2.8", "tqdm"]
-TRAIN = [*EVAL, "deepspeed>=0.19,<0.20", "tyro>=1.0"]
+TRAIN = [*EVAL, "deepspeed>=0.19,<0.20", "jsonschema>=4.20", "tyro>=1.0", "vl-convert-python>=1.9,<2"]
 H100 = ["flash-attn-4", "transformer-engine[pytorch]==2.12.0"]
 DEV = [
     "grpcio-tools",
@@ -14,6 +14,7 @@ DEV = [
     "import-linter",
     "jsonschema",
     "mypy",
+    "playwright",
     "pytest",
     "pytest-xdist",
     "ruff",
@@ -29,7 +30,7 @@ setup(
     license="MIT",
     python_requires=">=3.11",
     packages=find_packages(include=[f"{name}{suffix}" for name in PACKAGES for suffix in ("", ".*")]),
-    package_data={"eval": ["*.json"], "launch": ["presets/*.toml"]},
+    package_data={"eval": ["*.json"], "launch": ["*.json", "presets/*.toml", "report/page.*"]},
     install_requires=["numpy>=2.0", "protobuf>=6.30", "zstandard>=0.22"],
     extras_require={"eval": EVAL, "train": TRAIN, "h100": H100, "dev": DEV},
     entry_points={"console_scripts": ["albatross = launch.cli:main"]},

@@ -49,6 +49,7 @@ def root_parser() -> Parser:
     show = _leaf(presets, "presets show", "one preset, resolved")
     show.add_argument("name", metavar="NAME")
     add_json_option(show)
+    add_report_options(_leaf(commands, "report", "one page with the figures of runs, to look at in a browser"))
     return root
 
 
@@ -99,6 +100,11 @@ def add_pack_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max-bytes", type=int, default=CAP_BYTES, metavar="N", help="cap on the file's size (default: %(default)s)"
     )
+
+
+def add_report_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN_DIR", help="run folders")
+    parser.add_argument("--out", type=Path, default=Path("report.html"), metavar="FILE", help="default: %(default)s")
 
 
 def add_json_option(parser: argparse.ArgumentParser) -> None:

@@ -60,6 +60,14 @@ def _pack(options: argparse.Namespace, overrides: list[str]) -> int:
     return exit_codes.OK
 
 
+def _report(options: argparse.Namespace, overrides: list[str]) -> int:
+    from launch.report.page import write
+
+    size = write(options.runs, options.out)
+    print(f"{options.out}: {size:,} bytes")
+    return exit_codes.OK
+
+
 def _inspect(options: argparse.Namespace, overrides: list[str]) -> int:
     from launch.inspection import inspect
 
@@ -88,6 +96,7 @@ COMMANDS = {
     "data": _data,
     "train": _train,
     "pack": _pack,
+    "report": _report,
     "inspect": _inspect,
     "verify": _verify,
     "presets list": _presets_list,

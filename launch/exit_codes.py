@@ -16,10 +16,12 @@ INTERRUPTED = 128 + signal.SIGINT
 # Top-level module -> the extra of the distribution that brings it.
 EXTRA_OF_MODULE = {
     "deepspeed": "train",
+    "jsonschema": "train",
     "sentencepiece": "eval",
     "torch": "eval",
     "tqdm": "eval",
     "tyro": "train",
+    "vl_convert": "train",
 }
 
 
