@@ -36,6 +36,7 @@ class DocumentAdapter:
         device = model.embedding.weight.device
         self.model = model
         self.config = config
+        self.max_rows = batch_size
         self.adapters = AdapterSet(
             model.config,
             batch_size,
@@ -73,24 +74,49 @@ class DocumentAdapter:
         """Scores one chunk of every document of the batch, commits, and then learns from it.
 
         `spans` are the step's spans with targets counted in the stream; ids [B, T] and targets
-        [B, T - step.first_position] are on the device.
+        [B, T - step.first_position] are on the device. If the GPU runs out of memory, documents are run in halves.
         """
-        trains = bool(step.trains.any())
-        with torch.set_grad_enabled(trains):
-            nll = self.model.token_nll(ids, targets, adapters=self.adapters, first_position=step.first_position)
-        scores.commit(nll, spans)
-        if not trains:
+        self.optimizer.zero_grad(set_to_none=True)
+        first = num_committed = 0
+        while first < len(ids):
+            end = min(first + self.max_rows, len(ids))
+            try:
+                nll = self._forward(ids[first:end], targets[first:end], step, first, end)
+                fresh = [span._replace(row=span.row - first) for span in spans[max(first, num_committed) : end]]
+                scores.commit(nll, fresh)
+                num_committed = max(num_committed, end)
+                self._add_gradients(nll, step, spans[first:end], scores)
+            except torch.OutOfMemoryError:
+                if end - first == 1:
+                    raise
+                self.max_rows = (end - first) // 2
+                torch.cuda.empty_cache()
+                print(f"out of GPU memory: adapting {self.max_rows} documents at a time from here on", flush=True)
+                continue
+            first = end
+        if step.trains.any():
+            self.optimizer.step()
+
+    def _forward(self, ids: torch.Tensor, targets: torch.Tensor, step: ChunkStep, first: int, end: int) -> torch.Tensor:
+        """Losses of rows [first, end) of the step, differentiable if one of them trains."""
+        self.adapters.select_rows(step.first_row + first, step.first_row + end)
+        with torch.set_grad_enabled(bool(step.trains[first:end].any())):
+            return self.model.token_nll(ids, targets, adapters=self.adapters, first_position=step.first_position)
+
+    def _add_gradients(self, nll: torch.Tensor, step: ChunkStep, spans: Sequence[Span], scores: Scores) -> None:
+        """Differentiates the losses of the documents that have a later chunk; `spans` has one span per row of nll."""
+        learned = [(row, span) for row, span in enumerate(spans) if step.trains[span.row]]
+        if not learned:
             return
-        learned = [span for span in spans if step.trains[span.row]]
-        scores.permit_update(learned)
+        scores.permit_update(span for _, span in learned)
         weights = torch.zeros(nll.shape, dtype=nll.dtype)
-        for span in learned:
-            weights[span.row, span.column : span.column + span.length] = 1.0 / span.length
+        for row, span in learned:
+            weights[row, span.column : span.column + span.length] = 1.0 / span.length
         # Mean over the chunk, sum over documents: private adapters then don't feel the size of the batch.
         loss = (nll * weights.to(nll.device, non_blocking=True)).sum()
-        self.optimizer.zero_grad(set_to_none=True)
-        torch.autograd.backward(loss)
-        self.optimizer.step()
+        parameters = list(self.adapters.parameters())
+        for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
+            parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
 
 
 class AdapterPool:

@@ -72,7 +72,10 @@ class GlobalSGD:
         packed = torch.from_numpy(tokens.astype(np.int64)).to(device)
         starts = segment_starts(tokens[:-1], bos_id, self.config.sequence_tokens)
         cu_seqlens = torch.tensor([*starts, len(tokens) - 1], dtype=torch.int32, device=device)
-        return self.model.token_nll(packed[None, :-1], packed[None, 1:], cu_seqlens=cu_seqlens)
+        longest = min(self.config.sequence_tokens, len(tokens) - 1)
+        return self.model.token_nll(
+            packed[None, :-1], packed[None, 1:], cu_seqlens=cu_seqlens, longest_document=longest
+        )
 
 
 def segment_starts(tokens: npt.NDArray[np.integer], bos_id: int | None, sequence_tokens: int) -> list[int]:

@@ -29,20 +29,19 @@ class LowRankAdapter(nn.Module):
     """`Δ(x) = scale (x Aᵀ) Bᵀ` with a pair (A, B) for each batch row (LoRA, Hu et al. 2021).
 
     A [B, r, I] is drawn uniformly from ±1/sqrt(I), B [B, O, r] is zero, so a fresh adapter changes nothing.
-    Parameters are float32; the products run in x's type. An input of fewer rows uses the last pairs, so that a batch
-    of documents in order of length can drop those that have ended.
+    Parameters are float32; the products run in x's type. `rows` selects the pairs that the input's rows use.
     """
 
     def __init__(self, batch_size: int, num_inputs: int, num_outputs: int, rank: int, scale: float) -> None:
         super().__init__()
         self.scale = scale
+        self.rows = slice(0, batch_size)
         self.a = nn.Parameter(torch.empty(batch_size, rank, num_inputs))
         self.b = nn.Parameter(torch.empty(batch_size, num_outputs, rank))
 
     def forward(self, x: Tensor) -> Tensor:
-        first = self.a.shape[0] - x.shape[0]
-        low = torch.bmm(x, self.a[first:].to(x.dtype).transpose(1, 2))
-        return self.scale * torch.bmm(low, self.b[first:].to(x.dtype).transpose(1, 2))
+        low = torch.bmm(x, self.a[self.rows].to(x.dtype).transpose(1, 2))
+        return self.scale * torch.bmm(low, self.b[self.rows].to(x.dtype).transpose(1, 2))
 
 
 class AdapterSet(nn.Module):
@@ -105,6 +104,13 @@ class AdapterSet(nn.Module):
     def of_execution(self, index: int) -> ExecutionAdapters:
         """The adapters of block execution `index`, by site."""
         return dict(self.executions[index].items())  # type: ignore[arg-type]
+
+    def select_rows(self, first: int, end: int) -> None:
+        """From now on the inputs' rows are rows [first, end) of the batch, so that documents that have ended can be
+        left out and a batch can be run in parts."""
+        for module in self.modules():
+            if isinstance(module, LowRankAdapter):
+                module.rows = slice(first, end)
 
     @torch.no_grad()
     def reset(self, *, keep_a: bool = False) -> None:

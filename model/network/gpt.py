@@ -126,8 +126,8 @@ class GPT(nn.Module):
             ids: token ids, integer [B, T].
             cu_seqlens: int32 [N + 1], for B = 1: document starts within the row, then T (padding with T is allowed);
                 attention stays within a document. None: rows are independent and attention is causal over the row.
-            adapters: private low-rank corrections, one set a row; a batch of fewer rows uses the last ones. Every pass
-                of the recurrence must be on.
+            adapters: private low-rank corrections, one set a row (those that it has selected). Every pass of the
+                recurrence must be on.
             first_position: positions before it are context only and get no logits.
             longest_document: with cu_seqlens, at least the tokens of the longest document; None: T.
         """

@@ -249,3 +249,27 @@ def test_adaptation_stops_when_told_to(load_model, make_tokens):
         load_model(), tokens, find_documents(tokens, 1), CONFIG, scores, proceed=lambda count, nats: next(answers)
     )
     assert scores.coverage.num_scored == 3 * 2 * 8  # the first batch holds the two longest documents
+
+
+@pytest.mark.parametrize("fails_in", ["forward", "backward"])
+def test_running_out_of_gpu_memory_halves_the_documents(load_model, make_tokens, monkeypatch, capsys, fails_in):
+    """In the forward nothing is committed yet; in the backward everything is, and must not be committed again."""
+    tokens = make_tokens(LENGTHS)
+    expected = adapt(load_model(torch.float64), tokens, dtype=np.float64)
+    forward, gradients = DocumentAdapter._forward, DocumentAdapter._add_gradients
+
+    def crowded_forward(self, ids, *arguments):
+        if fails_in == "forward" and len(ids) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return forward(self, ids, *arguments)
+
+    def crowded_gradients(self, nll, *arguments):
+        if fails_in == "backward" and len(nll) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        gradients(self, nll, *arguments)
+
+    monkeypatch.setattr(DocumentAdapter, "_forward", crowded_forward)
+    monkeypatch.setattr(DocumentAdapter, "_add_gradients", crowded_gradients)
+    found = adapt(load_model(torch.float64), tokens, dtype=np.float64)
+    np.testing.assert_allclose(found, expected, rtol=1e-9)
+    assert "adapting 2 documents at a time" in capsys.readouterr().out

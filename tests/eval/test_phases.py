@@ -71,7 +71,7 @@ def toy_arrays() -> dict[str, np.ndarray]:
         "skip_weights": toy(13, (8, 64), 1, 0.2),
         "skip_gates": toy(14, (8, 64), 0, 0.5),
         "smear.weight": toy(17, (12,), 0, 1),
-        "smear.strength": np.array(0.7),
+        "smear.strength": np.array([0.7]),
     }
 
 
