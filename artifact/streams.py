@@ -18,8 +18,9 @@ from artifact.schema import Codec, FloatType, Kind, Order
 
 Symbols = npt.NDArray[np.uint8]
 
-# Steps of the entropy coder in a large group, some 30 microseconds each.
-_TARGET_STEPS: Final = 4096
+# Steps of the entropy coder in a large group, some 30 microseconds each: between these two.
+_MIN_STEPS: Final = 4096
+_MAX_STEPS: Final = 8192
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ def encode_group(grouped: GroupedTensors, steps: StepBudget) -> CodedGroup:
         return best
     best_lattice: Lattice | None = None
     for order in Order:
-        lattice = _lattice(grouped, order)
+        lattice = _lattice(grouped, order, len(following))
         if lattice.num_lines > MAX_LINES or not steps.allow(lattice):
             continue
         symbols = first if order == Order.ROWS else _symbols(grouped, order)
@@ -74,10 +75,11 @@ def _coded_with_rans(
     return CodedGroup(encoding, (part, *rest_parts), data + following[len(carried) :])
 
 
-def _lattice(grouped: GroupedTensors, order: Order) -> Lattice:
-    """Lattice of a group's symbols with lanes for some _TARGET_STEPS steps: more decode faster but cost bytes each."""
+def _lattice(grouped: GroupedTensors, order: Order, following_bytes: int) -> Lattice:
+    """Lattice of a group's symbols. More lanes decode faster; each costs a byte, and three if it carries nothing."""
     lattice = lattice_of(grouped.tensor_sets[0], order, lanes=1)
-    target = min(max(-(-lattice.num_symbols // _TARGET_STEPS), 1), MAX_LANES)
+    fewest, most = (-(-lattice.num_symbols // steps) for steps in (_MAX_STEPS, _MIN_STEPS))
+    target = min(max(following_bytes // 2, fewest), most, MAX_LANES)
     num_chunks = max(lattice.width // target, 1)
     # Lanes beyond the last full chunk of a line would idle.
     return replace(lattice, lanes=min(-(-lattice.width // num_chunks), MAX_LANES))

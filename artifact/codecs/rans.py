@@ -35,6 +35,7 @@ _MAX_MEAN: Final = 128 * _MEAN_SCALE
 _PRIOR_LINES: Final = 16
 _MIN_STATE: Final = 1 << 16
 _SLOT_MASK: Final = TOTAL - 1
+_COUNTED_AT_ONCE: Final = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -227,14 +228,21 @@ def _encode_lines(
 
 def _choose_model(symbols: Symbols, lattice: Lattice, alphabet: int) -> tuple[Symbols, _Model]:
     """Contexts uint8 [n] of the symbols, and the model. Integer arithmetic only: the same choice everywhere."""
-    prior = int(magnitudes(alphabet)[symbols].sum(dtype=np.int64)) * _MEAN_SCALE // len(symbols)
+    total = sum(
+        int(magnitudes(alphabet)[symbols[start : start + _COUNTED_AT_ONCE]].sum(dtype=np.int64))
+        for start in range(0, len(symbols), _COUNTED_AT_ONCE)
+    )
+    prior = total * _MEAN_SCALE // len(symbols)
     means = _all_means(symbols, lattice, alphabet, prior)
-    fine = _Model(prior, _thresholds(np.bincount(means, minlength=_MAX_MEAN + 1)), np.zeros((0, alphabet), np.int64))
+    fine = _Model(prior, _thresholds(_histogram(means)), np.zeros((0, alphabet), np.int64))
     num_fine = len(fine.thresholds) + 1
-    index = fine.context_of_mean()[means].astype(np.intp) * alphabet
-    index += symbols
-    counts = np.bincount(index, minlength=num_fine * alphabet).reshape(num_fine, alphabet).astype(np.int64)
-    firsts, merged = _merge(counts)
+    context_of_mean = fine.context_of_mean()
+    counts = np.zeros(num_fine * alphabet, dtype=np.int64)
+    for start in range(0, len(symbols), _COUNTED_AT_ONCE):
+        chunk = slice(start, start + _COUNTED_AT_ONCE)
+        index = context_of_mean[means[chunk]].astype(np.intp) * alphabet + symbols[chunk]
+        counts += np.bincount(index, minlength=len(counts))
+    firsts, merged = _merge(counts.reshape(num_fine, alphabet))
     thresholds = tuple(fine.thresholds[first - 1] for first in firsts[1:])
     model = _Model(prior, thresholds, np.stack([rans_tables.from_counts(row) for row in merged]))
     return model.context_of_mean()[means], model
@@ -279,6 +287,14 @@ def _all_means(symbols: Symbols, lattice: Lattice, alphabet: int, prior: int) ->
         means[start : start + lattice.width] = running.means()
         running.add(line)
     return means
+
+
+def _histogram(means: npt.NDArray[np.uint16]) -> npt.NDArray[np.int64]:
+    """How often each mean occurs, int64 [_MAX_MEAN + 1]; in pieces, since bincount makes 64-bit copies."""
+    histogram = np.zeros(_MAX_MEAN + 1, dtype=np.int64)
+    for start in range(0, len(means), _COUNTED_AT_ONCE):
+        histogram += np.bincount(means[start : start + _COUNTED_AT_ONCE], minlength=_MAX_MEAN + 1)
+    return histogram
 
 
 def _thresholds(histogram: npt.NDArray[np.int64]) -> tuple[int, ...]:
