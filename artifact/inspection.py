@@ -1,14 +1,19 @@
 """What `albatross inspect` and `albatross verify` report about a file."""
 
 import os
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Final
 
 import numpy as np
 
 from artifact.content import QuantizedTensor, Tensor
+from artifact.ledger import Ledger
 from artifact.manifest import part_shapes
-from artifact.reader import Artifact, describe_encoding, read
+from artifact.reader import describe_encoding, read
+from artifact.schema import Role
+
+CHALLENGE_BYTES: Final = 16_000_000
+"""The cap of the challenge, decimal, code counted."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +85,7 @@ def inspect(path: str | os.PathLike[str], *, with_entropy: bool = False) -> dict
             "share": row.coded_bytes / artifact.total_bytes,
         }
         if with_entropy:
-            bits = entropy_bits([tensors[name] for name in entry["tensors"]]) if group.role == 0 else None
+            bits = entropy_bits([tensors[name] for name in entry["tensors"]]) if group.role == Role.WEIGHT else None
             entry["entropy_bytes"] = None if bits is None else bits / 8
         groups.append(entry)
     return {
@@ -95,17 +100,23 @@ def inspect(path: str | os.PathLike[str], *, with_entropy: bool = False) -> dict
     }
 
 
-def format_inspection(path: str | os.PathLike[str], *, max_bytes: int | None = None) -> str:
-    """Text for a terminal: identity lines and the byte table. Raises ArtifactError and OSError."""
-    artifact: Artifact = read(path)
+def format_inspection(path: str | os.PathLike[str], *, max_bytes: int = CHALLENGE_BYTES) -> str:
+    """Text for a terminal: identity and the byte table, with each group's entropy bound and the headroom under a cap.
+
+    Raises ArtifactError and OSError.
+    """
+    artifact = read(path)
+    tensors = artifact.tensors()
     ledger = artifact.ledger()
+    rows = list(ledger.rows)
+    for index, group in enumerate(artifact.manifest.groups):
+        bits = entropy_bits([tensors[name] for name, _ in group.tensors()]) if group.role == Role.WEIGHT else None
+        rows[index] = replace(rows[index], entropy_bytes=None if bits is None else bits / 8)
     lines = [
         f"sha256     {artifact.sha256}",
         f"tokenizer  {artifact.tokenizer_sha256}",
         f"preset     {artifact.configuration.get('preset', '(none)')}",
         "",
-        ledger.format_table(),
+        Ledger(tuple(rows), ledger.total_bytes, max_bytes).format_table(),
     ]
-    if max_bytes is not None:
-        lines.append(f"cap {max_bytes:,} bytes, headroom {max_bytes - ledger.total_bytes:,} bytes")
     return "\n".join(lines)

@@ -14,6 +14,8 @@ class LedgerRow:
     num_weights: int = 0
     encoding: str = ""
     codecs: str = ""
+    entropy_bytes: float | None = None
+    """Order-0 entropy of the symbols, where it was asked for and there are any: what a coder without contexts needs."""
 
     @property
     def bits_per_weight(self) -> float | None:
@@ -40,10 +42,12 @@ class Ledger:
 
     def format_table(self) -> str:
         """Fixed-width text table, one line per row and one for the total."""
-        header = ("group", "tensors", "weights", "encoding", "codecs", "bytes", "bits/weight", "share")
+        header = ("group", "tensors", "weights", "encoding", "codecs", "entropy", "bytes", "bits/weight", "share")
         lines = [header, *(self._cells(row) for row in self.rows)]
         lines.append(self._cells(LedgerRow("total", self.total_bytes, *self._totals())))
-        widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
+        if all(row.entropy_bytes is None for row in self.rows):
+            lines = [line[:5] + line[6:] for line in lines]
+        widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
         text_columns = {0, 3, 4}
         rendered = [
             "  ".join(
@@ -77,6 +81,7 @@ class Ledger:
             f"{row.num_weights:,}" if row.num_weights else "",
             row.encoding,
             row.codecs,
+            "" if row.entropy_bytes is None else f"{row.entropy_bytes:,.0f}",
             f"{row.coded_bytes:,}",
             "" if bits is None else f"{bits:.3f}",
             f"{100 * row.coded_bytes / self.total_bytes:.2f}%",

@@ -52,6 +52,9 @@ def test_table(tmp_path: Path) -> None:
         "100.00%",
     ):
         assert expected in text
+    group_line = next(line for line in text.splitlines() if line.startswith("blocks.#.q.weight"))
+    entropy_bytes = inspection.inspect(path, with_entropy=True)["groups"][0]["entropy_bytes"]
+    assert f"{entropy_bytes:,.0f}" in group_line.split()
     assert f"headroom {16_000_000 - path.stat().st_size:,} bytes" in text
 
 
