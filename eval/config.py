@@ -138,12 +138,15 @@ class EvalConfig:
     context_tokens: length of the windows of the plain and sliding modes.
     stride_tokens: step of the sliding windows; at most context_tokens.
     batch_windows: windows per forward; only speed and memory depend on it.
+    isolate_documents: in the plain mode no window sees another document, as under document-masked attention; for models
+        trained with it.
     """
 
     mode: str = "plain"
     context_tokens: int = 1024
     stride_tokens: int = 64
     batch_windows: int = 32
+    isolate_documents: bool = False
     ttt: TTTConfig = field(default_factory=TTTConfig)
 
     def __post_init__(self) -> None:
@@ -153,6 +156,8 @@ class EvalConfig:
         message = f"stride_tokens must be at most context_tokens ({self.context_tokens}), not {self.stride_tokens}"
         _require(self.stride_tokens <= self.context_tokens, message)
         _require_at_least("batch_windows", self.batch_windows, 1)
+        is_bool = isinstance(self.isolate_documents, bool)
+        _require(is_bool, f"isolate_documents must be true or false, not {self.isolate_documents!r}")
 
 
 def eval_config_from_dict(values: Mapping[str, Any]) -> EvalConfig:

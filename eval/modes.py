@@ -16,7 +16,7 @@ from eval.buckets import documents_tally, length_buckets, running_bpb
 from eval.config import EvalConfig, to_dict
 from eval.full_weights import score_chunks
 from eval.phases import PhaseRecord, score_adapting
-from eval.plan import document_batches, sliding_windows
+from eval.plan import document_batches, fixed_windows, isolated_windows, sliding_windows
 from eval.progress import Budget, Progress
 from eval.scores import Scores
 from eval.scoring import score_windows
@@ -104,8 +104,12 @@ def _score_documents(session: Session, outcome: Outcome, proceed: Continue, froz
 
 def _score_windows(session: Session, mode: str, outcome: Outcome, proceed: Continue, frozen: bool) -> None:
     config = session.eval_config
-    stride = config.context_tokens if mode == "plain" else config.stride_tokens
-    plan = sliding_windows(session.num_targets, config.context_tokens, stride)
+    if mode != "plain":
+        plan = sliding_windows(session.num_targets, config.context_tokens, config.stride_tokens)
+    elif config.isolate_documents:
+        plan = isolated_windows(session.num_targets, config.context_tokens, session.documents.starts)
+    else:
+        plan = fixed_windows(session.num_targets, config.context_tokens)
     outcome.plan_sha256 = _sha256(plan.starts, plan.ends, plan.first_scored)
     if mode == "ttt":
         tokens = session.stream.tokens
@@ -197,5 +201,5 @@ def _settings(config: EvalConfig, mode: str) -> dict[str, Any]:
         if config.ttt.method == "full":
             settings |= {name: values[name] for name in ("context_tokens", "stride_tokens", "batch_windows")}
         return settings
-    names = ["context_tokens", "batch_windows"] + (["stride_tokens"] if mode == "sliding" else [])
+    names = ["context_tokens", "batch_windows", "stride_tokens" if mode == "sliding" else "isolate_documents"]
     return {name: values[name] for name in names}

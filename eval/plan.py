@@ -43,16 +43,18 @@ class Share:
 
 @dataclass(frozen=True)
 class WindowPlan:
-    """Windows of a token stream, in stream order; int64 arrays of one entry per window.
+    """Windows of a token stream, in the order of scoring; int64 arrays of one entry per window.
 
     starts, ends: window w reads tokens starts[w] .. ends[w] - 1 and predicts tokens starts[w] + 1 .. ends[w], which are
         targets starts[w] .. ends[w] - 1.
     first_scored: targets first_scored[w] .. ends[w] - 1 are scored; the ones before are context.
+    ragged: windows have many lengths, in descending order, and are batched with padding.
     """
 
     starts: IntArray
     ends: IntArray
     first_scored: IntArray
+    ragged: bool = False
 
     def __len__(self) -> int:
         return len(self.starts)
@@ -80,17 +82,47 @@ def fixed_windows(num_targets: int, context_tokens: int) -> WindowPlan:
     return sliding_windows(num_targets, context_tokens, context_tokens)
 
 
+def isolated_windows(num_targets: int, context_tokens: int, document_starts: IntArray) -> WindowPlan:
+    """The windows of `fixed_windows`, cut again where a document starts, so that none sees another document.
+
+    This is document-masked attention over fixed windows (methods.md 8.1). `document_starts` are token positions.
+    Longest windows first; equal lengths keep stream order.
+    """
+    inside = document_starts[(document_starts > 0) & (document_starts < num_targets)]
+    starts = np.union1d(np.arange(0, num_targets, context_tokens), inside).astype(np.int64)
+    ends = np.append(starts[1:], num_targets)
+    order = np.argsort(starts - ends, kind="stable")
+    return WindowPlan(starts[order], ends[order], starts[order], ragged=True)
+
+
 def window_batches(plan: WindowPlan, batch_windows: int) -> list[tuple[int, int]]:
     """Cuts a plan into batches [first, end) of at most `batch_windows` consecutive windows of one shape.
 
-    Windows of one shape have the same length and score the same number of targets.
+    Windows of one shape have the same length and score the same number of targets. The batches of a ragged plan hold
+    windows down to half the length of their longest, and more of them where they are shorter.
     """
+    if plan.ragged:
+        return _ragged_batches(plan, batch_windows)
     changes = (np.diff(plan.ends - plan.starts) != 0) | (np.diff(plan.ends - plan.first_scored) != 0)
     cuts = [0, *(np.flatnonzero(changes) + 1).tolist(), len(plan)]
     batches: list[tuple[int, int]] = []
     for run_start, run_end in itertools.pairwise(cuts):
         firsts = range(run_start, run_end, batch_windows)
         batches.extend((first, min(first + batch_windows, run_end)) for first in firsts)
+    return batches
+
+
+def _ragged_batches(plan: WindowPlan, batch_windows: int) -> list[tuple[int, int]]:
+    lengths = plan.ends - plan.starts
+    batch_tokens = batch_windows * int(lengths[0])
+    batches: list[tuple[int, int]] = []
+    first = 0
+    while first < len(plan):
+        longest = int(lengths[first])
+        too_short = int(np.searchsorted(-lengths, -(longest // 2), side="right"))
+        end = max(first + 1, min(first + batch_tokens // longest, too_short))
+        batches.append((first, end))
+        first = end
     return batches
 
 

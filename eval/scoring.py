@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 
 from eval.ledger import ByteLedger
-from eval.plan import Share, Span, WindowPlan, fixed_windows, window_batches
+from eval.plan import Share, Span, WindowPlan, fixed_windows, isolated_windows, window_batches
 from eval.scores import Scores
 from eval.tally import Tally
 
@@ -60,17 +60,23 @@ def score_plain(
     device: torch.device | str,
     max_targets: int | None = None,
     share: Share | None = None,
+    isolate_bos_id: int | None = None,
 ) -> Tally:
     """Scores the stream in fixed windows with the model as it is, for validation during training.
 
     `max_targets` cuts the stream to its first targets. With a `share`, the tally holds this rank's batches only; the
-    sum of all ranks' tallies is the result.
+    sum of all ranks' tallies is the result. With `isolate_bos_id`, that token begins a document that sees no other.
     """
     num_targets = stream.num_tokens - 1
     if max_targets is not None:
         num_targets = min(num_targets, max_targets)
     scores = Scores(num_targets)
-    score_windows(model, stream, fixed_windows(num_targets, context_tokens), scores, batch_windows, device, share=share)
+    if isolate_bos_id is None:
+        plan = fixed_windows(num_targets, context_tokens)
+    else:
+        document_starts = np.flatnonzero(stream.read(0, num_targets) == isolate_bos_id).astype(np.int64)
+        plan = isolated_windows(num_targets, context_tokens, document_starts)
+    score_windows(model, stream, plan, scores, batch_windows, device, share=share)
     if share is None:
         scores.coverage.require_complete()
     return scores.tally(ledger.target_bytes[:num_targets])
@@ -124,13 +130,15 @@ def _score_batch(
     scores: Scores,
     device: torch.device | str,
 ) -> None:
-    starts = plan.starts[first:end]
-    num_tokens = int(plan.ends[first] - plan.starts[first])
-    base = int(starts[0])
-    region = torch.from_numpy(stream.read(base, int(starts[-1]) + num_tokens + 1 - base).astype(np.int64))
-    windows = torch.stack([region[start - base : start - base + num_tokens + 1] for start in starts.tolist()])
+    starts, ends = plan.starts[first:end].tolist(), plan.ends[first:end].tolist()
+    num_tokens = max(end - start for start, end in zip(starts, ends, strict=True))
+    base = min(starts)
+    region = torch.from_numpy(stream.read(base, max(ends) + 1 - base).astype(np.int64))
+    windows = torch.zeros(len(starts), num_tokens + 1, dtype=torch.int64)
+    for row, (start, stop) in enumerate(zip(starts, ends, strict=True)):
+        windows[row, : stop + 1 - start] = region[start - base : stop + 1 - base]
     windows = windows.to(device)
-    first_position = int(plan.first_scored[first]) - base
+    first_position = int(plan.first_scored[first] - plan.starts[first])
     with torch.inference_mode():
         nll = model.token_nll(windows[:, :-1], windows[:, 1 + first_position :], first_position=first_position)
     scores.commit(nll, _spans(plan, first, end))

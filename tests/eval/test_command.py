@@ -143,7 +143,8 @@ def with_foreign_token(tokens: np.ndarray) -> np.ndarray:
     [
         (lambda data: shutil.rmtree(data), "no such data folder"),
         (lambda data: [path.unlink() for path in data.iterdir()], "no token shards"),
-        (lambda data: (data / "tokenizer.model").unlink(), "holds no tokenizer.model"),
+        (lambda data: (data / "tokenizer.model").unlink(), "tokenizer.model: missing"),
+        (lambda data: [(data / name).unlink() for name in ("tokenizer.model", "data.json")], "holds no tokenizer"),
         (lambda data: (data / "tokenizer.model").write_bytes(b"nonsense"), "tokenizer.model"),
         (lambda data: change_shard(data, without_bos), "holds no document"),
         (lambda data: change_shard(data, with_foreign_token), "outside the vocabulary"),

@@ -8,7 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from eval.documents import find_documents
-from eval.plan import chunk_steps, document_batches, fixed_windows, sliding_windows, window_batches
+from eval.plan import (
+    chunk_steps,
+    document_batches,
+    fixed_windows,
+    isolated_windows,
+    sliding_windows,
+    window_batches,
+)
 from model.errors import InputError
 
 
@@ -44,6 +51,27 @@ def test_batches_cover_the_plan_with_windows_of_one_length(num_targets, context,
         assert end - first <= batch
         assert len(set((plan.ends - plan.starts)[first:end].tolist())) == 1
         assert len(set((plan.ends - plan.first_scored)[first:end].tolist())) == 1
+
+
+@given(
+    num_targets=st.integers(1, 300),
+    context=st.integers(1, 40),
+    batch=st.integers(1, 7),
+    starts=st.sets(st.integers(0, 300), max_size=30),
+)
+def test_isolated_windows_hold_one_document_each(num_targets, context, batch, starts):
+    plan = isolated_windows(num_targets, context, np.array(sorted(starts), dtype=np.int64))
+    windows = list(zip(plan.starts.tolist(), plan.ends.tolist(), strict=True))
+    assert sorted(target for start, end in windows for target in range(start, end)) == list(range(num_targets))
+    cuts = starts | set(range(0, num_targets, context)) | {0}
+    assert {start for start, _ in windows} == {cut for cut in cuts if cut < num_targets}
+    assert plan.first_scored.tolist() == plan.starts.tolist()
+    batches = window_batches(plan, batch)
+    assert [i for first, end in batches for i in range(first, end)] == list(range(len(plan)))
+    for first, end in batches:
+        lengths = [stop - start for start, stop in windows[first:end]]
+        assert min(lengths) >= max(lengths) // 2
+        assert max(lengths) * len(lengths) <= batch * max(stop - start for start, stop in windows)
 
 
 def test_documents_run_to_the_next_bos_inclusive():

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from eval.ledger import ByteLedger
-from eval.plan import Share, fixed_windows, sliding_windows
+from eval.plan import Share, fixed_windows, isolated_windows, sliding_windows
 from eval.scores import Scores
 from eval.scoring import TokenArray, score_plain, score_windows
 from eval.tally import Tally
@@ -62,6 +62,28 @@ def test_later_tokens_leave_earlier_scores_bit_identical(load_model, make_tokens
         again = score(model, other, 16, stride)
         assert (again[: changed - 1] == original[: changed - 1]).all()
         assert (again[changed - 1 :] != original[changed - 1 :]).any()
+
+
+def test_isolated_documents_equal_document_masked_attention(load_model, make_tokens):
+    """Against the network's own document mask over fixed windows, one packed row each."""
+    model = load_model(torch.float64)
+    tokens = make_tokens([40, 3, 25, 1, 7])
+    expected: list[float] = []
+    for start in range(0, len(tokens) - 1, 16):
+        window = torch.tensor(tokens[start : start + 17].astype(np.int64))[None]
+        cuts = sorted({0, *(window[0, :-1] == 1).nonzero().flatten().tolist()})
+        cu_seqlens = torch.tensor([*cuts, window.shape[1] - 1], dtype=torch.int32)
+        expected += model.token_nll(window[:, :-1], window[:, 1:], cu_seqlens=cu_seqlens)[0].tolist()
+    num_targets = len(tokens) - 1
+    scores = Scores(num_targets, np.float64)
+    plan = isolated_windows(num_targets, 16, np.flatnonzero(tokens == 1))
+    score_windows(model, TokenArray(tokens), plan, scores, 3, "cpu")
+    scores.coverage.require_complete()
+    np.testing.assert_allclose(scores.nats, expected, rtol=1e-7)  # rotary tables are float32
+    ledger = ByteLedger(np.ones(len(tokens), np.uint16), proved=False, lossless=None)
+    tally = score_plain(model, TokenArray(tokens), ledger, 16, 3, "cpu", isolate_bos_id=1)
+    assert tally.nats == pytest.approx(sum(expected), rel=1e-6)
+    assert np.abs(score(model, tokens, 16, 16, dtype=np.float64) - scores.nats).max() > 0.05
 
 
 def test_score_plain_sums_nats_and_bytes(load_model, make_tokens):
