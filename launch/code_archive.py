@@ -2,7 +2,7 @@
 
 The archive is a tar file compressed with bzip2: the modules of ours that `python -m eval` reaches by import statements,
 found by walking them, so that whatever it does not need (optimizers, writers, tokenizer training) stays out by itself.
-Comments, docstrings and the annotations of functions are left out; the statements are those of the checkout. The same
+Comments, docstrings and most annotations of functions are left out; the statements are those of the checkout. The same
 sources give the same bytes under the same Python version.
 """
 
@@ -68,13 +68,21 @@ def imported_modules(source: str, module: str) -> list[str]:
 
 
 def strip(source: str) -> str:
-    """`source` without comments, docstrings and annotations of functions (those of dataclass fields mean something)."""
+    """`source` without comments, docstrings and annotations of functions.
+
+    Annotations stay where something reads them: fields of dataclasses, functions under a decorator (torch's custom
+    operators take their schema from them).
+    """
     tree = ast.parse(source)
     for node in ast.walk(tree):
-        if isinstance(node, ast.arg):
-            node.annotation = None
-        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and not node.decorator_list:
             node.returns = None
+            arguments = node.args
+            for argument in (*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs):
+                argument.annotation = None
+            for several in (arguments.vararg, arguments.kwarg):
+                if several is not None:
+                    several.annotation = None
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             node.body = [statement for statement in node.body if not _is_text(statement)] or (
                 [] if isinstance(node, ast.Module) else [ast.Pass()]

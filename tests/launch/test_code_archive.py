@@ -1,6 +1,7 @@
 """The code archive: small, deterministic, and enough to evaluate an artifact in an empty folder."""
 
 import ast
+import functools
 import json
 import subprocess
 import sys
@@ -43,12 +44,18 @@ class C:
 
 def g():
     """Doc only."""
+
+@functools.cache
+def h(a: int) -> int:
+    return a
 '''
     stripped = code_archive.strip(source)
     assert "Doc" not in stripped
     assert "comment" not in stripped
     assert "field: int = 2" in stripped
-    namespace: dict[str, object] = {}
+    assert "def f(a, *, b='c'):" in stripped
+    assert "def h(a: int) -> int:" in stripped  # a decorator may read the annotations
+    namespace: dict[str, object] = {"functools": functools}
     exec(compile(ast.parse(stripped), "stripped", "exec"), namespace)
     assert namespace["f"](2) == "cc"
     assert namespace["g"]() is None
