@@ -97,20 +97,30 @@ print(sorted((name, hashlib.sha256(writer.encode(contents[name])).hexdigest()) f
 """
 
 
-def test_same_bytes_in_other_processes(tmp_path: Path) -> None:
+def outputs_of_processes(num_processes: int, folders: list[Path]) -> set[bytes]:
+    """What PROGRAM prints under different hash seeds, thread counts and working directories."""
     repository = Path(__file__).resolve().parents[2]
-    outputs = {
+    return {
         subprocess.run(
-            [sys.executable, "-c", PROGRAM, str(repository), seed],
-            env={"PYTHONHASHSEED": seed, "OMP_NUM_THREADS": threads, "PATH": ""},
-            cwd=folder,
+            [sys.executable, "-c", PROGRAM, str(repository), str(seed)],
+            env={"PYTHONHASHSEED": str(seed), "OMP_NUM_THREADS": str(1 + seed % 2), "PATH": ""},
+            cwd=folders[seed % len(folders)],
             check=True,
             capture_output=True,
         ).stdout
-        for seed, threads, folder in (("0", "1", tmp_path), ("1", "2", repository), ("77", "1", repository))
+        for seed in range(num_processes)
     }
+
+
+def test_same_bytes_in_other_processes(tmp_path: Path) -> None:
+    outputs = outputs_of_processes(3, [tmp_path, Path.cwd()])
     assert len(outputs) == 1
     assert b"layers" in outputs.pop()
+
+
+@pytest.mark.slow
+def test_same_bytes_in_twenty_processes(tmp_path: Path) -> None:
+    assert len(outputs_of_processes(20, [tmp_path, Path.cwd(), Path("/")])) == 1
 
 
 def test_symbols_of_trained_like_matrices_take_less_than_their_bits() -> None:
