@@ -6,7 +6,14 @@ from setuptools import find_packages, setup
 
 PACKAGES = ["artifact", "eval", "launch", "model", "trainer"]
 EVAL = ["sentencepiece>=0.2", "torch>=2.8", "tqdm"]
-TRAIN = [*EVAL, "deepspeed>=0.19,<0.20", "jsonschema>=4.20", "tyro>=1.0", "vl-convert-python>=1.9,<2"]
+TRAIN = [
+    *EVAL,
+    "deepspeed>=0.19,<0.20",
+    "huggingface_hub>=2.4,<3",
+    "jsonschema>=4.20",
+    "tyro>=1.0",
+    "vl-convert-python>=1.9,<2",
+]
 H100 = ["flash-attn-4", "transformer-engine[pytorch]==2.12.0"]
 DEV = [
     "grpcio-tools",
