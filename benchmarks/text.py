@@ -18,7 +18,7 @@ import platform
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,12 @@ from model.text.tokenizer import Tokenizer, train_lossless  # noqa: E402
 
 Measurement = dict[str, Any]
 LOADER_SECONDS = 2.0
+COLUMNS = (
+    ("megabytes_per_cpu_second", 8, 1),
+    ("million_tokens_per_cpu_second", 12, 0),
+    ("bytes_per_token", 13, 4),
+    ("against_bare", 14, 2),
+)
 ORDERS = ("sequential", "shuffled", "coprime", "packed")
 
 
@@ -169,6 +175,24 @@ def cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
+def measure(options: argparse.Namespace, tokenizers: dict[str, bytes]) -> Iterator[tuple[str, str, Measurement]]:
+    """(stage, tokenizer, figures) of every row, as they come."""
+    common = (options.input, options.megabytes)
+    yield "read .jsonl[.zst]", "", alone(stage_read, *common)
+    yield "train tokenizer", str(options.vocab_size), alone(stage_train, *common, options.vocab_size)
+    yield "CaseOps transform", "", alone(stage_transform, *common)
+    yield "CaseOps byte counts", "", alone(stage_counts, *common)
+    for name, serialized in tokenizers.items():
+        bare = alone(stage_bare, *common, serialized)
+        yield "bare SentencePiece", name, bare
+        for label, stage in (("encode with bytes", stage_encode), ("whole prepare", stage_prepare)):
+            found = alone(stage, *common, serialized)
+            found["against_bare"] = found["megabytes_per_cpu_second"] / bare["megabytes_per_cpu_second"]
+            yield label, name, found
+    for order in ORDERS:
+        yield f"loader, {order}", "", alone(stage_loader, *common, next(iter(tokenizers.values())), order)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
@@ -184,22 +208,6 @@ def main() -> None:
     for label, case_operators in (("lossless", False), ("lossless CaseOps", True)):
         name = f"{label} {options.vocab_size}, trained here"
         tokenizers[name] = train_lossless(texts, options.vocab_size, case_operators=case_operators)
-    common = (options.input, options.megabytes)
-    rows: list[tuple[str, str, Measurement]] = [
-        ("read .jsonl[.zst]", "", alone(stage_read, *common)),
-        ("train tokenizer", str(options.vocab_size), alone(stage_train, *common, options.vocab_size)),
-        ("CaseOps transform", "", alone(stage_transform, *common)),
-        ("CaseOps byte counts", "", alone(stage_counts, *common)),
-    ]
-    for name, serialized in tokenizers.items():
-        bare = alone(stage_bare, *common, serialized)
-        rows.append(("bare SentencePiece", name, bare))
-        for label, stage in (("encode with bytes", stage_encode), ("whole prepare", stage_prepare)):
-            found = alone(stage, *common, serialized)
-            found["against_bare"] = found["megabytes_per_cpu_second"] / bare["megabytes_per_cpu_second"]
-            rows.append((label, name, found))
-    first = next(iter(tokenizers.values()))
-    rows += [(f"loader, {order}", "", alone(stage_loader, *common, first, order)) for order in ORDERS]
     heading = {
         "date": datetime.now(UTC).date().isoformat(),
         "hardware": f"{cpu_name()}, {os.cpu_count()} cores",
@@ -208,21 +216,18 @@ def main() -> None:
         "text_bytes": sum(len(text.encode()) for text in texts),
     }
     print("; ".join(f"{key} {value}" for key, value in heading.items()))
-    print(f"{'stage':22}{'tokenizer':40}{'MB/s':>8}{'M tokens/s':>12}{'bytes/token':>13}{'vs bare':>14}{'peak MB':>9}")
-    for stage, name, found in rows:
+    titles = f"{'MB/s':>8}{'M tokens/s':>12}{'bytes/token':>13}{'vs bare':>14}{'peak MB':>9}"
+    print(f"{'stage':22}{'tokenizer':40}{titles}")
+    rows = []
+    for stage, name, found in measure(options, tokenizers):
+        rows.append({"stage": stage, "tokenizer": name, **found})
         cells = [
             f"{found[key]:{width}.{digits}f}" if key in found else " " * (width - 1) + "-"
-            for key, width, digits in (
-                ("megabytes_per_cpu_second", 8, 1),
-                ("million_tokens_per_cpu_second", 12, 0),
-                ("bytes_per_token", 13, 4),
-                ("against_bare", 14, 2),
-            )
+            for key, width, digits in COLUMNS
         ]
-        print(f"{stage:22}{name:40}{''.join(cells)}{found['peak_memory_bytes'] / 1e6:9.0f}")
+        print(f"{stage:22}{name:40}{''.join(cells)}{found['peak_memory_bytes'] / 1e6:9.0f}", flush=True)
     if options.json:
-        figures = [{"stage": stage, "tokenizer": name, **found} for stage, name, found in rows]
-        options.json.write_text(json.dumps({**heading, "rows": figures}, indent=2) + "\n")
+        options.json.write_text(json.dumps({**heading, "rows": rows}, indent=2) + "\n")
 
 
 if __name__ == "__main__":
