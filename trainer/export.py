@@ -10,9 +10,9 @@ import numpy.typing as npt
 from artifact import writer
 from artifact.content import Content, Tensor
 from artifact.ledger import Ledger
-from trainer.quantize import quantizer
 from trainer.quantize.calibration import Calibration
 from trainer.quantize.config import QuantizationConfig
+from trainer.quantize.quantizer import Quantizer
 
 Float32 = npt.NDArray[np.float32]
 
@@ -25,7 +25,7 @@ def quantize(
     Raises ValueError naming a tensor with a value that is not finite, or too large for its type; or because the
     settings need calibration.
     """
-    return quantizer.quantize(arrays, config, calibration)
+    return Quantizer(arrays, calibration).quantize(config)
 
 
 def pack(

@@ -1,17 +1,16 @@
 """Calibration: what the network's matrices see and how much their outputs matter.
 
 `collect_hessians` sums `x xᵀ` over the inputs x of every matrix product, through forward hooks on the network's
-Projections; `collect_importances` sums the squared gradients of the loss at their outputs. Both stream: one batch's
-activations and the sums are all they hold.
+Projections. It streams: one batch's activations and the sums are all it holds.
 
-Shapes: B rows of a batch, T tokens, I inputs, O outputs of a matrix, V vocabulary.
+Shapes: B rows of a batch, T tokens, I inputs of a matrix.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -22,6 +21,7 @@ from model.network.gpt import GPT
 from model.network.projection import Projection
 from model.text.shards import TokenStream
 from trainer.quantize.config import CalibrationConfig
+from trainer.quantize.importance import Importances
 from trainer.ranks import Ranks
 
 _SHARE_INPUT = {"k": "q", "v": "q", "gate": "up"}
@@ -34,13 +34,12 @@ class Calibration:
 
     hessians: parameter name -> Σ x xᵀ, float32 [I, I]; matrices with the same input share one tensor. A tied token
       table counts as the head's matrix.
-    importances: parameter name -> mean squared gradient of the loss (nats, per token) at each output, float32 [O];
-      empty unless collected. Of tables: with respect to the rows' uses, at input and head.
+    importances: None unless collected.
     """
 
     hessians: dict[str, Tensor]
     num_tokens: int
-    importances: dict[str, Tensor] = field(default_factory=dict)
+    importances: Importances | None = None
 
     def traces(self) -> dict[str, float]:
         """Trace of every Hessian, over tokens: the mean squared norm of the matrix's input."""
@@ -78,7 +77,7 @@ def collect_hessians(model: GPT, batches: Iterable[Tensor], ranks: Ranks | None 
     model.set_extra_passes(model.config.recurrence.num_extra_passes)
     num_tokens = 0
     try:
-        with taps.attached(), torch.inference_mode():
+        with taps.attached(), torch.no_grad():
             for ids in batches:
                 taps.run(ids)
                 num_tokens += ids.numel()
@@ -130,10 +129,12 @@ class _Taps:
 
     def add(self, name: str, x: Tensor) -> None:
         """x [..., I] in any type; products and sums are float32."""
+        # TF32 holds bfloat16 and float16 values exactly, so that their products are exact there too.
+        exact_in_tf32 = x.dtype in (torch.bfloat16, torch.float16)
         flat = x.detach().flatten(0, -2).float()
         if name not in self._sums:
             self._sums[name] = torch.zeros(flat.shape[1], flat.shape[1], device=flat.device)
-        with _full_precision():
+        with _tf32(exact_in_tf32):
             self._sums[name].addmm_(flat.T, flat)
 
     def run(self, ids: Tensor) -> None:
@@ -180,10 +181,10 @@ def final_state_tap(model: GPT, receive: Callable[[Tensor], None]) -> Iterator[N
 
 
 @contextmanager
-def _full_precision() -> Iterator[None]:
-    """No TF32 in float32 products, whatever the caller's setting."""
+def _tf32(allowed: bool) -> Iterator[None]:
+    """Whether float32 products on a GPU may take TF32, whatever the caller's setting."""
     before = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = allowed
     try:
         yield
     finally:

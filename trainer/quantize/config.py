@@ -168,21 +168,33 @@ class MixedPrecisionConfig:
 
 @dataclass(frozen=True)
 class AllocationConfig:
-    """Bytes where they buy most: a step for every row by rate and distortion together (trainer.quantize.allocation)."""
+    """Bytes where they buy most: a step for every row by rate and distortion together (trainer.quantize.allocation).
+
+    Takes the place of clip rules and bits for every matrix that has a calibration Hessian.
+    """
 
     enabled: bool = False
-    step: float = 1.0
-    """The one free number, what a bit costs: multiplies every step. `pack --fit` chooses it."""
-    num_fisher_batches: int = 8
-    """Rows of calibration text, in batches, whose gradients weigh the outputs."""
-    balance_hidden: bool = True
-    """Rescale hidden units (an equivalent network) so that the columns of the matrix that reads them weigh alike."""
+    price_nats_per_megabyte: float = 0.005
+    """What a megabyte must buy in loss to be spent; sets the size. `pack --fit` chooses it."""
+    importance_tokens: int = 131_072
+    """Of the calibration text, for the gradients that weigh the outputs."""
+    output_floor: float = 0.01
+    """Least importance of an output, as a share of its matrix's mean, added to what was measured."""
+    token_floor: float = 0.02
+    """The same for the rows of the token table: tokens that calibration did not see will come."""
+    refine: bool = True
+    """Correct each matrix's steps by its measured rate and loss."""
 
     def __post_init__(self) -> None:
-        if not 1e-6 <= self.step <= 1e6:
-            raise ValueError(f"allocation.step is {self.step}; accepted are 1e-6 to 1e6")
-        if self.num_fisher_batches < 1:
-            raise ValueError(f"allocation.num_fisher_batches is {self.num_fisher_batches}; accepted are 1 and more")
+        if not 1e-9 <= self.price_nats_per_megabyte <= 1e9:
+            raise ValueError(
+                f"allocation.price_nats_per_megabyte is {self.price_nats_per_megabyte}; accepted are 1e-9 to 1e9"
+            )
+        if self.importance_tokens < 1:
+            raise ValueError(f"allocation.importance_tokens is {self.importance_tokens}; accepted are 1 and more")
+        for name in ("output_floor", "token_floor"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"allocation.{name} is {getattr(self, name)}; accepted are 0 to 1")
 
 
 @dataclass(frozen=True)
@@ -226,6 +238,9 @@ class QuantizationConfig:
     hessian_clip_strength: float = 0.0
     search_percentiles: tuple[float, ...] = (0.999, 0.9995, 0.9999, 0.99999, 1.0)
     group_size: int = 128
+    step_factor: float = 1.0
+    """Multiplies every row's step while its clip stays: fewer or more codes, as many bits as they then need (up to 8).
+    `pack --fit` chooses it."""
     lowest_code: bool = False
     """Codes of block matrices reach -2^(bits-1), one lower than the symmetric range."""
     coarse_layers: tuple[int, ...] = ()
@@ -262,6 +277,8 @@ class QuantizationConfig:
         for name, smallest in (("small_tensor_max_elements", 0), ("group_size", 1), ("coarse_code_step", 1)):
             if getattr(self, name) < smallest:
                 raise ValueError(f"{name} is {getattr(self, name)}; accepted are {smallest} and more")
+        if not 2**-8 <= self.step_factor <= 2**8:
+            raise ValueError(f"step_factor is {self.step_factor}; accepted are 1/256 to 256")
         if not 0 <= self.hessian_clip_strength <= 1:
             raise ValueError(f"hessian_clip_strength is {self.hessian_clip_strength}; accepted are 0 to 1")
         for name, kind in (

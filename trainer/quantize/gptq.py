@@ -8,7 +8,7 @@ Shapes: N matrices, R rows, C columns.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -28,6 +28,7 @@ def quantize(
     config: GPTQConfig,
     code_step: int = 1,
     names: Sequence[str] = (),
+    factored: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
     """Codes int8 [N, R, C] of `weights` [N, R, C].
 
@@ -38,11 +39,12 @@ def quantize(
         scales: positive steps [N, R].
         lowest, highest: range of the codes.
         names: of the matrices, for error messages.
+        factored: the result of `column_order_and_factor`, if it is at hand.
 
     Raises:
         ValueError: a Hessian holds values that are not finite, or is not positive semi-definite.
     """
-    order, factor = column_order_and_factor(hessians, config, names)
+    order, factor = factored or column_order_and_factor(hessians, config, names)
     weights = weights.to(torch.float32)
     dead = (hessians.diagonal(dim1=-2, dim2=-1) == 0)[:, None, :]
     work = _permute_columns(torch.where(dead, 0.0, weights), order)
@@ -58,6 +60,26 @@ def quantize(
         work[..., stop:] -= errors @ factor[:, start:stop, stop:]
     inverse = torch.argsort(order, dim=-1)
     return _permute_columns(codes, inverse)
+
+
+class Factors:
+    """Orders and factors of Hessians that have been factored once: they depend on neither weights nor steps."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[int, GPTQConfig], tuple[Tensor, Tensor, Tensor]] = {}
+
+    def get(self, names: Sequence[str], hessians: Mapping[str, Tensor], config: GPTQConfig) -> tuple[Tensor, Tensor]:
+        """(order [N, C], factor [N, C, C]) of the named Hessians, all of one size; the new ones factored together."""
+        keys = [(id(hessians[name]), config) for name in names]
+        missing = {key: name for key, name in zip(keys, names, strict=True) if key not in self._known}
+        if missing:
+            stacked = torch.stack([hessians[name] for name in missing.values()])
+            orders, factors = column_order_and_factor(stacked, config, list(missing.values()))
+            for key, name, order, factor in zip(missing, missing.values(), orders, factors, strict=True):
+                # The Hessian is kept so that its id stays its own.
+                self._known[key] = order, factor, hessians[name]
+        found = [self._known[key] for key in keys]
+        return torch.stack([order for order, _, _ in found]), torch.stack([factor for _, factor, _ in found])
 
 
 def _quantize_block(block: Tensor, factor: Tensor, scales: Tensor, codes: Tensor, grid: tuple[int, int, int]) -> Tensor:

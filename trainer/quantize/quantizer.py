@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -12,46 +13,103 @@ import torch
 from artifact import floats
 from artifact.content import PlainTensor, QuantizedTensor, Tensor
 from artifact.dequantize import dequantize
+from artifact.grouping import split_name
 from artifact.schema import FloatType, Kind
-from trainer.quantize import gptq, low_rank, round_to_nearest, ternary
+from trainer.quantize import allocation, gptq, low_rank, round_to_nearest, ternary
 from trainer.quantize.calibration import Calibration
-from trainer.quantize.config import QuantizationConfig
+from trainer.quantize.config import INTEGER_METHODS, QuantizationConfig
+from trainer.quantize.gptq import Factors
 from trainer.quantize.scales import row_clips, row_importance, steps_from_clips, store_scales
-from trainer.quantize.tensor_plan import TensorPlan, make_plans
+from trainer.quantize.tensor_plan import TensorPlan, make_plans, with_all_codes
 
 Float32 = npt.NDArray[np.float32]
 
 
-def quantize(
-    arrays: Mapping[str, Float32],
-    config: QuantizationConfig,
-    calibration: Calibration | None = None,
-    *,
-    steps: Mapping[str, Float32] | None = None,
-) -> dict[str, Tensor]:
-    """Every tensor as the artifact will hold it.
+def ignore(message: str) -> None:
+    """A log that keeps nothing."""
+
+
+class Quantizer:
+    """Quantizes one set of weights, again and again with other settings: what does not depend on them is kept.
 
     Args:
-        calibration: needed if `config.needs_hessians`.
-        steps: float32 [rows] by name, in place of the clip rules.
+        arrays: by parameter name.
+        calibration: needed for settings with `needs_hessians`.
 
     Raises:
-        ValueError: a tensor or its Hessian holds a value that is not finite, or too large for its type; calibration
-            is missing. The message names the tensor.
+        ValueError: a tensor holds a value that is not finite; the message names it.
     """
-    arrays = {name: np.asarray(array, dtype=np.float32) for name, array in arrays.items()}
-    for name, array in arrays.items():
-        if not np.isfinite(array).all():
-            raise ValueError(f"{name} holds a value that is not finite")
-    if config.needs_hessians and calibration is None:
-        raise ValueError("these quantization settings need calibration")
-    shapes = {name: array.shape for name, array in arrays.items()}
-    plans = make_plans(shapes, config, calibration.traces() if calibration is not None else None)
-    job = _Job(arrays, plans, config, calibration, steps or {})
-    tensors = {name: job.quantize_alone(name) for name in arrays if plans[name].method != "gptq"}
-    tensors.update(job.quantize_with_feedback([name for name in arrays if plans[name].method == "gptq"]))
-    tensors.update(job.corrections(tensors))
-    return {name: tensors[name] for name in arrays}
+
+    def __init__(self, arrays: Mapping[str, Float32], calibration: Calibration | None = None) -> None:
+        self.arrays = {name: np.asarray(array, dtype=np.float32) for name, array in arrays.items()}
+        for name, array in self.arrays.items():
+            if not np.isfinite(array).all():
+                raise ValueError(f"{name} holds a value that is not finite")
+        self.calibration = calibration
+        self._widened: Calibration | None = None
+        self._factors = Factors()
+
+    def quantize(self, config: QuantizationConfig, log: Callable[[str], None] = ignore) -> dict[str, Tensor]:
+        """Every tensor as the artifact will hold it.
+
+        Raises:
+            ValueError: calibration is missing, a Hessian is broken, or a value is too large for its type; the message
+                names the tensor.
+        """
+        if config.needs_hessians and self.calibration is None:
+            raise ValueError("these quantization settings need calibration")
+        if not config.allocation.enabled:
+            return self._run(config, self.calibration, {})
+        if self._widened is None:
+            assert self.calibration is not None
+            self._widened = allocation.with_input_errors(self.calibration)
+        return self._allocate(config, self._widened, log)
+
+    def _allocate(
+        self, config: QuantizationConfig, calibration: Calibration, log: Callable[[str], None]
+    ) -> dict[str, Tensor]:
+        plans = self._plans(config, calibration)
+        integers = {name: array for name, array in self.arrays.items() if plans[name].method in INTEGER_METHODS}
+        steps = allocation.row_steps(integers, calibration, config, self._factors)
+        if config.allocation.refine:
+            quantize = partial(self._run, config, calibration)
+            steps = allocation.refine(self.arrays, steps, calibration, config, quantize, log)
+        return self._run(config, calibration, steps)
+
+    def _plans(self, config: QuantizationConfig, calibration: Calibration | None) -> dict[str, TensorPlan]:
+        shapes = {name: array.shape for name, array in self.arrays.items()}
+        return make_plans(shapes, config, calibration.traces() if calibration is not None else None)
+
+    def _run(
+        self, config: QuantizationConfig, calibration: Calibration | None, steps: Mapping[str, Float32]
+    ) -> dict[str, Tensor]:
+        """Args: steps: float32 [rows] by name, in place of the clip rules; codes then take the bits that they need."""
+        plans = self._plans(config, calibration)
+        plans = {name: with_all_codes(plan) if name in steps else plan for name, plan in plans.items()}
+        job = _Job(self.arrays, plans, config, calibration, steps, self._factors)
+        tensors = {name: job.quantize_alone(name) for name in self.arrays if plans[name].method != "gptq"}
+        tensors.update(job.quantize_with_feedback([name for name in self.arrays if plans[name].method == "gptq"]))
+        tensors.update(job.corrections(tensors))
+        if steps:
+            tensors = with_fewest_bits(tensors)
+        return {name: tensors[name] for name in self.arrays}
+
+
+def with_fewest_bits(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors with the bits of each group (of one name but for the layer) as few as its codes allow."""
+    largest: dict[tuple[object, ...], int] = {}
+    keys = {}
+    for name, tensor in tensors.items():
+        if isinstance(tensor, QuantizedTensor) and tensor.kind == Kind.SYMMETRIC:
+            keys[name] = (split_name(name)[0], tensor.shape)
+            reach = max(int(tensor.symbols.max(initial=0)) + 1, -int(tensor.symbols.min(initial=0)))
+            largest[keys[name]] = max(largest.get(keys[name], 1), reach)
+    return {
+        name: replace(tensor, bits=max(2, (largest[keys[name]] - 1).bit_length() + 1))
+        if isinstance(tensor, QuantizedTensor) and name in keys
+        else tensor
+        for name, tensor in tensors.items()
+    }
 
 
 @dataclass(frozen=True)
@@ -61,6 +119,7 @@ class _Job:
     config: QuantizationConfig
     calibration: Calibration | None
     steps: Mapping[str, Float32]
+    factors: Factors
 
     def quantize_alone(self, name: str) -> Tensor:
         """A tensor whose codes depend on nothing but itself (and its row importances)."""
@@ -139,6 +198,7 @@ class _Job:
                 config=self.config.gptq,
                 code_step=plan.code_step,
                 names=batch,
+                factored=self.factors.get(batch, self._hessians(), self.config.gptq),
             )
             for name, matrix in zip(batch, codes.cpu().numpy(), strict=True):
                 tensors[name] = QuantizedTensor(

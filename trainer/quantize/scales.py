@@ -51,7 +51,9 @@ def row_importance(matrix: Float32, hessian_diagonal: Float32, strength: float) 
 def steps_from_clips(clips: Float32, plan: TensorPlan) -> Float32:
     """Steps [R] before they are rounded to their stored type."""
     steps = clips / np.float32(plan.highest)
-    return steps if plan.scale_rule == "scale_free" else np.maximum(steps, np.float32(1 / plan.highest))
+    if plan.scale_rule != "scale_free":
+        steps = np.maximum(steps, np.float32(1 / plan.highest))
+    return steps * np.float32(plan.step_factor)
 
 
 def _quantile(magnitudes: Float32, fraction: float) -> Float32:

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Final, Literal
 
-from trainer.quantize.config import ClipRule, Method, QuantizationConfig, RoleQuantization, ScaleRule, SmallDtype
+from trainer.quantize.config import (
+    INTEGER_METHODS,
+    ClipRule,
+    Method,
+    QuantizationConfig,
+    RoleQuantization,
+    ScaleRule,
+    SmallDtype,
+)
 
 Role = Literal["attention", "mlp", "embedding", "table", "side", "gate", "vector"]
 
@@ -54,6 +63,7 @@ class TensorPlan:
     clip_percentile: float = 1.0
     clip_deviations: float = 1.0
     scale_rule: ScaleRule = "scale_free"
+    step_factor: float = 1.0
     pruned_fraction: float = 0.0
 
 
@@ -88,7 +98,7 @@ def _plan(name: str, shape: tuple[int, ...], config: QuantizationConfig, coarse:
     plan = _integer_plan(role, own, config, bits=config.mixed_precision.coarse_bits if name in coarse else None)
     if layer_of(name) in config.coarse_layers:
         plan = _with_code_step(plan, config.coarse_code_step)
-    return plan
+    return plan if config.step_factor == 1 else _with_step_factor(plan, config.step_factor)
 
 
 def _settings_of(role: Role, config: QuantizationConfig) -> RoleQuantization:
@@ -122,6 +132,22 @@ def _integer_plan(role: Role, own: RoleQuantization, config: QuantizationConfig,
 def _with_code_step(plan: TensorPlan, step: int) -> TensorPlan:
     """Codes are multiples of `step` within the plan's range; the row's step stays that of the full range."""
     return replace(plan, code_step=step, lowest=-(-plan.lowest // step) * step, limit=plan.highest // step * step)
+
+
+def _with_step_factor(plan: TensorPlan, factor: float) -> TensorPlan:
+    """Steps times `factor`, with as many codes as reach the same clip; no smaller than 127 codes allow."""
+    factor = max(factor, plan.limit / 127)
+    limit = min(math.ceil(plan.limit / factor), 127)
+    lowest = -limit if plan.lowest == -plan.limit else max(math.floor(plan.lowest / factor), -128)
+    bits = max(2, limit.bit_length() + 1)
+    return replace(plan, step_factor=factor, bits=bits, lowest=max(lowest, -(1 << (bits - 1))), limit=limit)
+
+
+def with_all_codes(plan: TensorPlan) -> TensorPlan:
+    """The plan with the symmetric range of 8 bits, for steps that were chosen without a view to the range."""
+    if plan.method not in INTEGER_METHODS:
+        return plan
+    return replace(plan, bits=8, lowest=-127, highest=127, limit=127)
 
 
 def _coarse_matrices(

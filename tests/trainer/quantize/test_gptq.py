@@ -8,7 +8,8 @@ import torch
 
 from artifact.content import QuantizedTensor
 from artifact.dequantize import dequantize
-from trainer.quantize import gptq, quantizer
+from trainer import export
+from trainer.quantize import gptq
 from trainer.quantize.calibration import Calibration
 from trainer.quantize.config import (
     CalibrationConfig,
@@ -27,7 +28,7 @@ def run(weight: np.ndarray, hessian: np.ndarray, name: str = NAME, **settings: o
     defaults: dict[str, object] = {"method": "gptq", "clip_rule": "deviations", "small_tensor_max_elements": 0}
     config = QuantizationConfig(calibration=TRAINING, **{**defaults, **settings})  # type: ignore[arg-type]
     calibration = Calibration({name: torch.from_numpy(hessian)}, 1)
-    tensor = quantizer.quantize({name: weight}, config, calibration)[name]
+    tensor = export.quantize({name: weight}, config, calibration)[name]
     assert isinstance(tensor, QuantizedTensor)
     return tensor
 
@@ -158,7 +159,7 @@ def test_batches_equal_single_matrices() -> None:
         method="gptq", clip_rule="deviations", small_tensor_max_elements=0, calibration=TRAINING
     )
     calibration = Calibration({n: torch.from_numpy(h) for n, (_, h) in zip(names, problems, strict=True)}, 1)
-    together = quantizer.quantize({n: w for n, (w, _) in zip(names, problems, strict=True)}, config, calibration)
+    together = export.quantize({n: w for n, (w, _) in zip(names, problems, strict=True)}, config, calibration)
     for name, (weight, hessian) in zip(names, problems, strict=True):
         assert np.array_equal(together[name].symbols, run(weight, hessian).symbols)
 
@@ -197,7 +198,7 @@ def test_mixed_precision_ranks_by_trace() -> None:
         mixed_precision=MixedPrecisionConfig(num_fine=2, coarse_bits=5, always_fine_layers=(0,)),
     )
     calibration = Calibration({name: torch.from_numpy(hessian * f) for name, f in zip(names, factors, strict=True)}, 1)
-    tensors = quantizer.quantize(dict.fromkeys(names, weight), config, calibration)
+    tensors = export.quantize(dict.fromkeys(names, weight), config, calibration)
     assert [tensors[name].bits for name in names] == [6, 6, 5, 5]
 
 
@@ -248,6 +249,6 @@ def test_missing_calibration_is_named() -> None:
     config = QuantizationConfig(method="gptq", small_tensor_max_elements=0, calibration=TRAINING)
     weight, _ = correlated(4, 16)
     with pytest.raises(ValueError, match="need calibration"):
-        quantizer.quantize({NAME: weight}, config)
+        export.quantize({NAME: weight}, config)
     with pytest.raises(ValueError, match=rf"{NAME} has no calibration Hessian"):
-        quantizer.quantize({NAME: weight}, config, Calibration({}, 1))
+        export.quantize({NAME: weight}, config, Calibration({}, 1))

@@ -9,7 +9,8 @@ import torch
 
 from artifact.content import LowRank, QuantizedTensor
 from artifact.dequantize import dequantize
-from trainer.quantize import low_rank, quantizer
+from trainer import export
+from trainer.quantize import low_rank
 from trainer.quantize.calibration import Calibration
 from trainer.quantize.config import CalibrationConfig, LowRankConfig, QuantizationConfig
 
@@ -57,7 +58,7 @@ def test_published_pipeline_from_weights_to_dequantized() -> None:
         low_rank=LowRankConfig(num_tensors=1, sign_rule="largest_positive"),
     )
     calibration = Calibration({name: torch.from_numpy(VECTORS["pipeline/hessian"])}, 1)
-    tensor = quantizer.quantize({name: VECTORS["pipeline/weight"]}, config, calibration)[name]
+    tensor = export.quantize({name: VECTORS["pipeline/weight"]}, config, calibration)[name]
     assert isinstance(tensor, QuantizedTensor)
     assert np.array_equal(tensor.symbols, VECTORS["pipeline/codes"])
     plain = replace(tensor, low_rank=None)
@@ -114,7 +115,7 @@ def test_the_tensors_with_the_largest_errors_are_corrected() -> None:
         for n, size in enumerate((1.0, 3.0, 0.5, 2.0))
     }
     config = QuantizationConfig(matrix_bits=4, small_tensor_max_elements=0, low_rank=LowRankConfig(num_tensors=2))
-    tensors = quantizer.quantize(arrays, config)
+    tensors = export.quantize(arrays, config)
     assert [tensor.low_rank is not None for tensor in tensors.values()] == [False, True, False, True]
     for name, tensor in tensors.items():
         if tensor.low_rank is not None:

@@ -9,7 +9,8 @@ import pytest
 from artifact.content import QuantizedTensor
 from artifact.dequantize import dequantize
 from artifact.schema import FloatType
-from trainer.quantize import quantizer, round_to_nearest
+from trainer import export
+from trainer.quantize import round_to_nearest
 from trainer.quantize.config import QuantizationConfig, RoleQuantization
 
 VECTORS = np.load(Path(__file__).resolve().parents[2] / "vectors" / "round_to_nearest.npz")
@@ -20,7 +21,7 @@ GATE = "blocks.0.attention.gate.weight"
 
 
 def quantize(weight: np.ndarray, config: QuantizationConfig, name: str = NAME) -> QuantizedTensor:
-    tensor = quantizer.quantize({name: weight}, replace(config, small_tensor_max_elements=0))[name]
+    tensor = export.quantize({name: weight}, replace(config, small_tensor_max_elements=0))[name]
     assert isinstance(tensor, QuantizedTensor)
     return tensor
 
@@ -115,7 +116,7 @@ def test_rules_by_role() -> None:
         table=RoleQuantization(method="float"),
     )
     names = ("blocks.3.attention.q.weight", NAME, "embedding.weight", "value_embedding.table")
-    tensors = quantizer.quantize(dict.fromkeys(names, WEIGHT), config)
+    tensors = export.quantize(dict.fromkeys(names, WEIGHT), config)
     deviation = WEIGHT.astype(np.float64).std(axis=1, ddof=1)
     for name, clip, largest in zip(names, (13.0, 11.5, 14.0), (31, 15, 63), strict=False):
         np.testing.assert_allclose(tensors[name].scales, clip * deviation / largest, rtol=1e-6)
@@ -125,7 +126,7 @@ def test_rules_by_role() -> None:
 def test_coarse_layers_have_multiples_and_others_do_not() -> None:
     config = QuantizationConfig(matrix_bits=8, coarse_layers=(3,), small_tensor_max_elements=0)
     names = ("blocks.3.mlp.up.weight", "blocks.2.mlp.up.weight")
-    tensors = quantizer.quantize(dict.fromkeys(names, WEIGHT), config)
+    tensors = export.quantize(dict.fromkeys(names, WEIGHT), config)
     coarse, fine = (tensors[name].symbols.astype(int) for name in names)
     assert set(np.unique(coarse % 4)) == {0}
     assert set(np.unique(fine % 4)) == {0, 1, 2, 3}
@@ -134,12 +135,24 @@ def test_coarse_layers_have_multiples_and_others_do_not() -> None:
 
 
 def test_lowest_code_is_used_only_if_allowed() -> None:
-    weight = np.tile(np.linspace(-1.02, 1, 64, dtype=np.float32), (2, 1))
-    steps = np.full(2, 1 / 31, np.float32)
+    weight = np.tile(np.r_[-1.04, np.ones(99)].astype(np.float32), (2, 1))
     for allowed, lowest in ((True, -32), (False, -31)):
-        config = QuantizationConfig(lowest_code=allowed, small_tensor_max_elements=0)
-        tensor = quantizer.quantize({NAME: weight}, config, steps={NAME: steps})[NAME]
-        assert tensor.symbols.min() == lowest
+        config = QuantizationConfig(lowest_code=allowed, clip_percentile=0.9)
+        assert quantize(weight, config).symbols.min() == lowest
+
+
+@pytest.mark.parametrize("clip_rule", ["percentile", "deviations", "maximum"])
+def test_step_factor_changes_the_step_and_not_the_clip(clip_rule: str) -> None:
+    plain = QuantizationConfig(clip_rule=clip_rule, scale_dtype="float32")  # type: ignore[arg-type]
+    unit = quantize(WEIGHT, plain)
+    for factor, bits in ((0.5, 7), (2.1, 5), (1.9, 6), (0.26, 8)):
+        tensor = quantize(WEIGHT, replace(plain, step_factor=factor))
+        np.testing.assert_allclose(tensor.scales, factor * unit.scales, rtol=1e-6)
+        assert tensor.bits == bits
+        reach = np.abs(tensor.symbols.astype(int)).max() * factor
+        assert reach == pytest.approx(np.abs(unit.symbols.astype(int)).max(), abs=1 + factor)
+    smallest = quantize(WEIGHT, replace(plain, step_factor=0.01))
+    np.testing.assert_allclose(smallest.scales, 31 / 127 * unit.scales, rtol=1e-6)
 
 
 def test_magnitude_pruning_zeroes_the_smallest() -> None:

@@ -8,7 +8,8 @@ from artifact.content import QuantizedTensor
 from artifact.dequantize import dequantize
 from artifact.schema import Kind
 from model.network.fake_quantization import FakeQuantization, fake_quantize
-from trainer.quantize import pruning, quantizer, ternary
+from trainer import export
+from trainer.quantize import pruning, ternary
 from trainer.quantize.config import QuantizationConfig
 
 WEIGHT = np.random.default_rng(0).normal(size=(48, 256)).astype(np.float32) * np.float32(0.03)
@@ -51,7 +52,7 @@ def test_groups_must_divide() -> None:
         ternary.quantize(WEIGHT, kind=Kind.TERNARY, group_size=100)
     config = QuantizationConfig(method="ternary", group_size=100)
     with pytest.raises(ValueError, match=r"blocks\.0\.mlp\.up\.weight.*do not divide"):
-        quantizer.quantize({"blocks.0.mlp.up.weight": WEIGHT}, config)
+        export.quantize({"blocks.0.mlp.up.weight": WEIGHT}, config)
 
 
 def test_groups_of_zeros() -> None:
@@ -63,7 +64,7 @@ def test_groups_of_zeros() -> None:
 def test_method_by_settings() -> None:
     for method, kind in (("ternary", Kind.TERNARY), ("binary", Kind.BINARY)):
         config = QuantizationConfig(method=method)  # type: ignore[arg-type]
-        tensors = quantizer.quantize({"blocks.0.mlp.up.weight": WEIGHT, "embedding.weight": WEIGHT}, config)
+        tensors = export.quantize({"blocks.0.mlp.up.weight": WEIGHT, "embedding.weight": WEIGHT}, config)
         assert tensors["blocks.0.mlp.up.weight"].kind == kind
         assert tensors["embedding.weight"].kind == Kind.SYMMETRIC
 
@@ -74,7 +75,7 @@ def quantized(names: tuple[str, ...]) -> dict[str, QuantizedTensor]:
         name: (rng.normal(size=(32, 64)) * size).astype(np.float32)
         for name, size in zip(names, (1, 3, 0.2), strict=False)
     }
-    return quantizer.quantize(arrays, QuantizationConfig(matrix_bits=4, small_tensor_max_elements=0))  # type: ignore[return-value]
+    return export.quantize(arrays, QuantizationConfig(matrix_bits=4, small_tensor_max_elements=0))  # type: ignore[return-value]
 
 
 NAMES = ("blocks.0.mlp.up.weight", "blocks.1.mlp.up.weight", "embedding.weight")
