@@ -19,6 +19,7 @@ class Progress:
         self._started = self._last_line = time.monotonic()
         self._bar = None
         if not quiet and sys.stderr.isatty():
+            tqdm.tqdm.monitor_interval = 0  # no thread of tqdm's own: `data prepare` forks
             self._bar = tqdm.tqdm(desc=label, total=total, unit=unit, unit_scale=True, unit_divisor=1000)
 
     def __enter__(self) -> Self:

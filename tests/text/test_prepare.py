@@ -1,7 +1,9 @@
 import fcntl
+import io
 import itertools
 import json
 import os
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -378,3 +380,18 @@ def test_progress_is_plain_lines_where_there_is_no_terminal(books, tmp_path, mon
     assert "data prepare: 100% after 0 s" in printed.err
     assert "\r" not in printed.err
     assert "lossless: true" in printed.out
+
+
+def test_progress_is_a_bar_on_a_terminal(books, tmp_path, monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    terminal = Terminal()
+    monkeypatch.setattr("sys.stderr", terminal)
+    prepare(books, COMMUNITY, tmp_path / "out", num_workers=1)
+    shown = terminal.getvalue()
+    assert "data prepare: 100%" in shown
+    assert "M tokens" in shown
+    assert "\r" in shown
+    assert [thread.name for thread in threading.enumerate() if type(thread).__name__ == "TMonitor"] == []
