@@ -131,6 +131,29 @@ class TTTConfig:
 
 
 @dataclass(frozen=True)
+class TiltConfig:
+    """Causal n-gram tilt (methods.md 2.12), with ttt method full.
+
+    strength: β is strength times the hint's share of the occurrences; 0 switches the tilt off.
+    orders: lengths of contexts; confidences, counts: for each, the least share and number of occurrences of a hint.
+    """
+
+    strength: float = 0.0
+    orders: tuple[int, ...] = (8, 10, 12, 14, 16)
+    confidences: tuple[float, ...] = (0.7, 0.7, 0.6, 0.5, 0.5)
+    counts: tuple[int, ...] = (3, 3, 2, 2, 2)
+
+    def __post_init__(self) -> None:
+        _require_number("tilt.strength", self.strength, 0.0, 50.0)
+        same = len(self.orders) == len(self.confidences) == len(self.counts) > 0
+        _require(same, "tilt.orders, tilt.confidences and tilt.counts must have the same number of entries, at least 1")
+        for order, confidence, count in zip(self.orders, self.confidences, self.counts, strict=True):
+            _require_at_least("tilt.orders", order, 1)
+            _require_number("tilt.confidences", confidence, 0.0, 1.0)
+            _require_at_least("tilt.counts", count, 1)
+
+
+@dataclass(frozen=True)
 class EvalConfig:
     """How an artifact is scored.
 
@@ -148,6 +171,7 @@ class EvalConfig:
     batch_windows: int = 32
     isolate_documents: bool = False
     ttt: TTTConfig = field(default_factory=TTTConfig)
+    tilt: TiltConfig = field(default_factory=TiltConfig)
 
     def __post_init__(self) -> None:
         _require(self.mode in MODES, f"mode must be one of {', '.join(MODES)}, not {self.mode!r}")
@@ -157,6 +181,8 @@ class EvalConfig:
         _require(self.stride_tokens <= self.context_tokens, message)
         _require_at_least("batch_windows", self.batch_windows, 1)
         is_bool = isinstance(self.isolate_documents, bool)
+        tilt_fits = self.tilt.strength == 0 or self.ttt.method == "full"
+        _require(tilt_fits, f"tilt.strength must be 0 unless ttt.method is full, not {self.tilt.strength!r}")
         _require(is_bool, f"isolate_documents must be true or false, not {self.isolate_documents!r}")
 
 

@@ -17,6 +17,7 @@ from eval.plan import Span, WindowPlan, sliding_windows
 from eval.ranks import Ranks
 from eval.scores import Scores
 from eval.scoring import TokenArray, score_windows
+from eval.tilt import find_hints
 from model.network.gpt import GPT
 
 
@@ -40,8 +41,8 @@ def score_chunks(
 ) -> None:
     """Scores the stream chunk by chunk, training all weights on each chunk before the next is scored.
 
-    Windows are those of the sliding mode. `frozen` leaves the training out. The model's parameters must not require
-    gradients; they are the same afterwards.
+    Windows are those of the sliding mode; losses are tilted if the configuration says so. `frozen` leaves training and
+    tilt out. The model's parameters must not require gradients; they are the same afterwards.
     """
     ranks = ranks or Ranks()
     sgd_config = config.ttt.sgd
@@ -49,6 +50,7 @@ def score_chunks(
     plan = sliding_windows(num_targets, config.context_tokens, config.stride_tokens)
     chunks = window_chunks(plan, num_targets, sgd_config.chunk_tokens)
     stream = TokenArray(tokens)
+    hints = find_hints(tokens, config.tilt) if config.tilt.strength > 0 and not frozen else None
     stopped = False
 
     def watch(count: int, nats: float) -> bool:
@@ -62,7 +64,15 @@ def score_chunks(
         for index, windows in enumerate(chunks):
             if len(windows):
                 score_windows(
-                    model, stream, windows, scores, config.batch_windows, device, share=ranks.share, proceed=watch
+                    model,
+                    stream,
+                    windows,
+                    scores,
+                    config.batch_windows,
+                    device,
+                    share=ranks.share,
+                    proceed=watch,
+                    hints=hints,
                 )
             if not ranks.all_agree(not stopped):
                 return

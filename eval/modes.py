@@ -199,7 +199,7 @@ def _settings(config: EvalConfig, mode: str) -> dict[str, Any]:
     if mode == "ttt":
         settings = dict(values["ttt"])
         if config.ttt.method == "full":
-            settings |= {name: values[name] for name in ("context_tokens", "stride_tokens", "batch_windows")}
+            settings |= {name: values[name] for name in ("context_tokens", "stride_tokens", "batch_windows", "tilt")}
         return settings
     names = ["context_tokens", "batch_windows", "stride_tokens" if mode == "sliding" else "isolate_documents"]
     return {name: values[name] for name in names}

@@ -16,6 +16,7 @@ from eval.ledger import ByteLedger
 from eval.plan import Share, Span, WindowPlan, fixed_windows, isolated_windows, window_batches
 from eval.scores import Scores
 from eval.tally import Tally
+from eval.tilt import NO_HINT, Hints, tilted_nll
 
 
 class TokenSource(Protocol):
@@ -92,8 +93,9 @@ def score_windows(
     *,
     share: Share | None = None,
     proceed: Continue | None = None,
+    hints: Hints | None = None,
 ) -> None:
-    """Scores every window of the plan (of this rank's share of it) and commits the losses.
+    """Scores every window of the plan (of this rank's share of it) and commits the losses, tilted if there are hints.
 
     If the GPU runs out of memory on a batch, the batch is scored in halves, and so are all later ones.
     """
@@ -106,7 +108,7 @@ def score_windows(
         while start < end:
             stop = min(start + limit, end)
             try:
-                _score_batch(model, stream, plan, start, stop, scores, device)
+                _score_batch(model, stream, plan, start, stop, scores, device, hints)
             except torch.OutOfMemoryError:
                 if stop - start == 1:
                     raise
@@ -129,6 +131,7 @@ def _score_batch(
     end: int,
     scores: Scores,
     device: torch.device | str,
+    hints: Hints | None,
 ) -> None:
     starts, ends = plan.starts[first:end].tolist(), plan.ends[first:end].tolist()
     num_tokens = max(end - start for start, end in zip(starts, ends, strict=True))
@@ -139,9 +142,27 @@ def _score_batch(
         windows[row, : stop + 1 - start] = region[start - base : stop + 1 - base]
     windows = windows.to(device)
     first_position = int(plan.first_scored[first] - plan.starts[first])
+    targets = windows[:, 1 + first_position :]
+    spans = _spans(plan, first, end)
     with torch.inference_mode():
-        nll = model.token_nll(windows[:, :-1], windows[:, 1 + first_position :], first_position=first_position)
-    scores.commit(nll, _spans(plan, first, end))
+        nll = model.token_nll(windows[:, :-1], targets, first_position=first_position)
+        if hints is not None:
+            tokens, strengths = _lay_out(hints, spans, targets)
+            hint_nll = model.token_nll(windows[:, :-1], tokens.clamp(min=0), first_position=first_position)
+            nll = tilted_nll(nll, hint_nll, tokens == targets, strengths.to(nll.dtype))
+    scores.commit(nll, spans)
+
+
+def _lay_out(hints: Hints, spans: Sequence[Span], targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The hinted tokens and strengths of a batch's targets, shaped like `targets`; no hint outside the spans."""
+    tokens = torch.full(targets.shape, NO_HINT, dtype=torch.int64)
+    strengths = torch.zeros(targets.shape)
+    for span in spans:
+        place = span.row, slice(span.column, span.column + span.length)
+        part = slice(span.target, span.target + span.length)
+        tokens[place] = torch.from_numpy(hints.tokens[part])
+        strengths[place] = torch.from_numpy(hints.strengths[part])
+    return tokens.to(targets.device), strengths.to(targets.device)
 
 
 def _spans(plan: WindowPlan, first: int, end: int) -> Sequence[Span]:
