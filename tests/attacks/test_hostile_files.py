@@ -67,3 +67,21 @@ def test_bombs_cost_nothing(name: str) -> None:
         refusal(data)
         seconds.append(time.perf_counter() - start)
     assert min(seconds) < 0.01
+
+
+def test_the_most_tensors_that_a_small_file_may_name_cost_little() -> None:
+    group = hostile_files.GroupParts(
+        tensors=hostile_files.tensor_set(pattern=b"a.#", count=8192, shape=(0,)),
+        encoding=hostile_files.encoding(kind=1, bits=0),
+        parts=hostile_files.part(0, 0),
+        stream=b"",
+    )
+    data = hostile_files.File(groups=(group,)).bytes()
+    assert len(data) < 200
+    tracemalloc.start()
+    try:
+        assert len(reader.parse(data).arrays()) == 8192
+        _, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak_bytes < 8_000_000

@@ -79,7 +79,7 @@ function checkSet({ pattern, count, indices, shape }, totals) {
   const size = shape.reduce((product, n) => product * BigInt(Math.max(n, 1)), 1n);
   if (shape.length > 8 || size > BigInt(MAX_WEIGHTS)) refuse("shape", `${pattern}: shape ${shape}`);
   totals.tensors += numbered ? Math.max(count, indices.length) : 1;
-  if (totals.tensors > 65536) refuse("num_tensors", "too many tensors");
+  if (totals.tensors > 8192) refuse("num_tensors", "too many tensors");
   const layers = indices.length ? indices : Array.from({ length: count }, (_, layer) => layer);
   const names = numbered ? layers.map((layer) => pattern.replace("#", String(layer))) : [pattern];
   const columns = shape.length ? shape[shape.length - 1] : 1;
