@@ -11,11 +11,19 @@ from __future__ import annotations
 
 import functools
 import importlib
-import importlib.util
+import inspect
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
+
+try:
+    from torch.nn.attention.varlen import varlen_attn
+
+    # Its options for causal attention changed between torch 2.10 and 2.13; looked up here, where no compiler traces.
+    _VARLEN_OPTIONS = frozenset(inspect.signature(varlen_attn).parameters)
+except ImportError:
+    _VARLEN_OPTIONS = frozenset()
 
 Backend = Literal["flash4", "flash3", "flash2", "torch"]
 
@@ -35,6 +43,7 @@ def available_backends() -> tuple[Backend, ...]:
     return tuple(backend for backend in MODULES if _module(backend) is not None)
 
 
+@torch.compiler.assume_constant_result
 def chosen_backend(device: torch.device, dtype: torch.dtype) -> Backend | None:
     """The backend that `packed_attention` uses for such tensors; None: there is none, use the reference."""
     if device.type != "cuda" or dtype != torch.bfloat16:
@@ -70,28 +79,14 @@ def _module(backend: Backend) -> Any:
 
 
 def _torch(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, longest: int, window: int) -> Tensor:
-    attend, options = _torch_varlen()
-    left = window - 1 if window else -1
-    return attend(q, k, v, cu_seqlens, cu_seqlens, longest, longest, **options(left))
-
-
-@functools.cache
-def _torch_varlen() -> Any:
-    """torch's function, and its options for causal attention: their names changed between torch 2.10 and 2.13."""
-    import inspect
-
-    attend = _module("torch").varlen_attn
-    names = inspect.signature(attend).parameters
-
-    def options(left: int) -> dict[str, Any]:
-        chosen: dict[str, Any] = {"enable_gqa": True} if "enable_gqa" in names else {}
-        if "window_size" in names:
-            return chosen | {"window_size": (left, 0)}
-        if left >= 0:
-            raise ValueError("this torch's varlen_attn has no attention window")
-        return chosen | {"is_causal": True}
-
-    return attend, options
+    options: dict[str, Any] = {"enable_gqa": True} if "enable_gqa" in _VARLEN_OPTIONS else {}
+    if "window_size" in _VARLEN_OPTIONS:
+        options["window_size"] = (window - 1 if window else -1, 0)
+    elif window:
+        raise ValueError("this torch's varlen_attn has no attention window")
+    else:
+        options["is_causal"] = True
+    return varlen_attn(q, k, v, cu_seqlens, cu_seqlens, longest, longest, **options)
 
 
 def _earlier_flash(
