@@ -34,16 +34,16 @@ def boundary_characters(model: SentencePieceModel, normalize: Callable[[str], st
             image_of[char] = between[1]
     texts = [piece for piece, kind in zip(model.pieces, model.types, strict=True) if kind in _TEXT_TYPES]
     while image_of:
-        images = set(image_of.values())
+        spaces = {*image_of, *image_of.values()}  # user-defined pieces match text as it was before normalization
         crossed = {
             piece[at]
             for piece in texts
             for at in range(1, len(piece))
-            if piece[at] in images and piece[at - 1] not in images
+            if piece[at] in spaces and piece[at - 1] not in spaces
         }
         if not crossed:
             break
-        image_of = {char: image for char, image in image_of.items() if image not in crossed}
+        image_of = {char: image for char, image in image_of.items() if crossed.isdisjoint((char, image))}
     return "".join(image_of)
 
 

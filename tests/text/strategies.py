@@ -20,6 +20,8 @@ PIECES = [
     "The",
     "mcDONALD",
     "water",
+    "off Cape Horn asked the",
+    "saw it.\n",
     " the ",
     "don't",
     "<s>",

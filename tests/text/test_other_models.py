@@ -29,6 +29,8 @@ MODELS = {
     "white_space_as_suffix": {"treat_whitespace_as_suffix": True},
     "pieces_across_spaces": {"split_by_whitespace": False},
     "identity": {"normalization_rule_name": "identity", "remove_extra_whitespaces": False, "add_dummy_prefix": False},
+    "user_defined_with_space": {"user_defined_symbols": ["Cape Horn", "asked the"], "vocab_size": 402},
+    "user_defined_with_line_feed": {"user_defined_symbols": [".\n"], "vocab_size": 402},
     "lower_case": {"normalization_rule_name": "nmt_nfkc_cf"},
 }
 
@@ -66,6 +68,8 @@ def test_only_models_that_cannot_tell_are_cut(models):
         "white_space_as_suffix",
         "pieces_across_spaces",
     ]
+    assert models["user_defined_with_space"].boundaries == "\n\t\r"
+    assert models["user_defined_with_line_feed"].boundaries == " \t\r"
 
 
 def test_identity_without_the_escape_is_not_called_lossless(models):
