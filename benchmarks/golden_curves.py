@@ -3,8 +3,8 @@
     python benchmarks/golden_curves.py record                      # writes tests/trainer/golden_curves.json
     python benchmarks/golden_curves.py compare A B                 # two run folders, or two git revisions
 
-Curves are bit-equal for the recorded torch version and CPU capability, and within 1e-3 nats elsewhere. For revisions the
-curves of this file's presets are computed in checkouts of both (presets that one of them lacks are left out).
+Curves are bit-equal for the recorded torch version and CPU capability, and within 1e-3 nats elsewhere. For
+revisions the curves of these presets are computed in checkouts of both (presets that one of them lacks are left out).
 """
 
 from __future__ import annotations
