@@ -143,6 +143,8 @@ class TrainingConfig:
     matrix: MuonConfig = field(default_factory=MuonConfig)
     embedding: AdamConfig = field(default_factory=lambda: AdamConfig(learning_rate=0.05))
     scalar: AdamConfig = field(default_factory=AdamConfig)
+    embedding_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the token table's master and so of its AdamW state; rank 1 kept both in bfloat16."""
     gradient_clip_norm: float = 0.0
     """Largest global L2 norm of the averaged gradient, over all parameters and ranks; 0: no clipping."""
     gradient_clip_scope: Literal["global", "per_rank_before_reduction"] = "global"
@@ -235,6 +237,13 @@ class TrainingConfig:
         self._check_averaging()
         self._check_recurrence()
         _require(self.zero_stage in (0, 1), "zero_stage", "0 or 1", self.zero_stage)
+        _one_of(self.embedding_dtype, "embedding_dtype", ("float32", "bfloat16"))
+        _require(
+            self.embedding_dtype == "float32" or self.zero_stage == 0,
+            "embedding_dtype",
+            "float32 with zero_stage 1, which lays all of AdamW's parameters end to end",
+            self.embedding_dtype,
+        )
         _one_of(self.gradient_clip_scope, "gradient_clip_scope", ("global", "per_rank_before_reduction"))
         _require(self.keep_checkpoints >= 1, "keep_checkpoints", "an integer of at least 1", self.keep_checkpoints)
 

@@ -102,7 +102,7 @@ class TrainingOptimizer:
         for parameter, part in zip(
             self._others.values(), flat.split([p.numel() for p in self._others.values()]), strict=True
         ):
-            parameter.grad = part.view_as(parameter)
+            parameter.grad = part.view_as(parameter).to(parameter.dtype)
         return torch.stack((mean_loss, norm, self._finite_so_far.double()))
 
     @torch.no_grad()

@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,6 +20,7 @@ from model.config import ModelConfig
 from model.errors import InputError
 from model.network.gpt import GPT
 from model.network.initialize import initialize
+from model.text.bigrams import count_bigrams
 from model.text.shards import DataFolder
 from trainer import checkpoint as checkpoints
 from trainer.averaging import weight_average
@@ -35,6 +37,8 @@ from trainer.schedule import learning_rate_multiplier, momentum, weight_decay
 from trainer.warm_up import preserved, random_state, restore_random_state
 
 VALIDATION_BATCH_TOKENS = 32_768
+BIGRAM_TOKENS = 10_000_000
+"""Counted for a spectral embedding."""
 
 
 class Preempted(Exception):
@@ -102,7 +106,9 @@ class _Run:
         torch.manual_seed(training.seed)
         dtype = torch.bfloat16 if ranks.device.type == "cuda" else torch.float32
         self.model = GPT(model_config, dtype)
-        initialize(self.model, training.seed)
+        initialize(self.model, training.seed, self._bigram_counts())
+        if training.embedding_dtype == "bfloat16":
+            self.model.embedding.to(torch.bfloat16)
         self.model.to(ranks.device)
         self.loader = training_loader(data.train, training, ranks)
         self.optimizer = TrainingOptimizer(self.model, training, ranks)
@@ -124,6 +130,13 @@ class _Run:
         """By step, what metrics.jsonl will say of steps whose outcome has not come back from the device."""
         self.terminated = False
         self.warned_of_checkpoint = False
+
+    def _bigram_counts(self) -> np.ndarray | None:
+        """Of the training split, where the initial embedding is made of them."""
+        config = self.model.config
+        if config.initialization.embedding != "spectral":
+            return None
+        return count_bigrams(self.data.train, config.vocab_size, BIGRAM_TOKENS)
 
     def to_the_end(self) -> TrainingResult:
         self._announce()

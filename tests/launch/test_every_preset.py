@@ -111,6 +111,25 @@ def test_train_under_the_deepspeed_launcher(name: str, prepared_data: Path, tmp_
     pack_and_evaluate(run, prepared_data, preset)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "option",
+    [
+        ["--model.initialization.embedding", "spectral"],
+        ["--training.embedding-dtype", "bfloat16"],
+        ["--model.value-residual", "True"],
+        ["--model.activation", "swiglu"],
+        ["--model.tied-head", "False"],
+    ],
+    ids=lambda option: option[0].rpartition(".")[2],
+)
+def test_options_that_no_preset_uses(option: list[str], prepared_data: Path, tmp_path: Path) -> None:
+    preset, run = load("rank42"), tmp_path / "run"
+    arguments = ["rank42", "--data", str(prepared_data), "--out", str(run), *overrides(preset), *option]
+    assert train.main(arguments) == 0
+    pack_and_evaluate(run, prepared_data, preset)
+
+
 @pytest.mark.parametrize("name", ["rank42"])
 def test_reductions_are_overrides_that_exist(name: str) -> None:
     settings = load(name).with_overrides(overrides(load(name))).settings
