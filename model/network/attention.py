@@ -73,7 +73,8 @@ class Attention(nn.Module):
         q = rotate(rms_norm(query.view(heads), config.norm_epsilon), layout.cos, layout.sin)
         k = rotate(rms_norm(k.view(heads), config.norm_epsilon), layout.cos, layout.sin)
         v = v.view(heads)
-        y = causal_attention(q * call.q_gain.to(q.dtype)[:, None], k, v, layout)
+        keys, values = (k, v) if layout.history is None else layout.history.extend(k, v)
+        y = causal_attention(q * call.q_gain.to(q.dtype)[:, None], keys, values, layout)
         if call.exclusive:
             y = remove_own_value(y, v)
         if self.gate is not None:
@@ -100,7 +101,7 @@ class Attention(nn.Module):
 def causal_attention(q: Tensor, k: Tensor, v: Tensor, layout: SequenceLayout) -> Tensor:
     """softmax(q kᵀ / sqrt(d)) v over the earlier positions that the layout allows.
 
-    q [B, T, H, d], k and v [B, T, K, d] -> [B, T, H, d].
+    q [B, T, H, d], k and v [B, T, K, d] (in decoding, of more positions than q) -> [B, T, H, d].
     """
     if layout.packed is not None:
         return packed_attention(q[0], k[0], v[0], *layout.packed)[None]

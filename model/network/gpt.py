@@ -16,6 +16,7 @@ from model.config import ModelConfig
 from model.errors import InputError
 from model.network.adapters import AdapterSet
 from model.network.block import Block, BlockCall, ExecutionScalars, first_attention_layer
+from model.network.decoding import LOOK_BACK, History, can_decode
 from model.network.embedding import TokenEmbedding
 from model.network.hash_embedding import HashEmbedding
 from model.network.lanes import Lanes, merge_lanes
@@ -23,7 +24,7 @@ from model.network.mlp import MLP
 from model.network.norm import rms_norm
 from model.network.plan import Execution, LayerPlan, layer_plan
 from model.network.projection import Projection, project
-from model.network.sequence import SequenceLayout, sequence_layout
+from model.network.sequence import SequenceLayout, next_position_layout, sequence_layout
 from model.network.skips import add_skip, blend_skip
 from model.network.smear import ChannelSmear, TokenSmear
 from model.network.softcap import polynomial_softcap, tanh_softcap
@@ -131,7 +132,26 @@ class GPT(nn.Module):
             first_position: positions before it are context only and get no logits.
             longest_document: with cu_seqlens, at least the tokens of the longest document; None: T.
         """
-        hidden = self._hidden(ids, cu_seqlens, adapters, longest_document)[:, first_position:]
+        return self._logits(self._hidden(ids, cu_seqlens, adapters, longest_document)[:, first_position:], adapters)
+
+    def next_logits(self, ids: Tensor, history: History) -> Tensor:
+        """Logits [B, V] of what follows ids [B, T], as `forward` gives them for the last position, without running the
+        others again: their keys and values are in `history`, from T - 1 earlier calls with shorter ids.
+
+        Raises:
+            ValueError: the history is not of T - 1 positions, is full, or the network cannot be run this way (see
+                `model.network.decoding.can_decode`).
+        """
+        if history.num_tokens != ids.shape[1] - 1 or not can_decode(self.config):
+            raise ValueError(f"a history of {history.num_tokens} tokens for the logits after {ids.shape[1]}")
+        recent = ids[:, -LOOK_BACK:]
+        around = sequence_layout(self.config, recent.shape[1], None, None, ids.device, self.activation_dtype)
+        x0 = self._embed(recent, around)[:, -1:]
+        layout = next_position_layout(self.config, history, ids.device)
+        return self._logits(self._run_blocks(ids[:, -1:], x0, layout, None), None)[:, 0]
+
+    def _logits(self, hidden: Tensor, adapters: AdapterSet | None) -> Tensor:
+        """Logits after the soft cap of final states [B, T, D]."""
         correction = adapters.head if adapters is not None else None
         narrow = hidden if self.embedding_out is None else self.embedding_out(hidden)
         logits = project(narrow, self.embedding.table()) if self.head is None else self.head(narrow)
@@ -162,9 +182,13 @@ class GPT(nn.Module):
         self, ids: Tensor, cu_seqlens: Tensor | None, adapters: AdapterSet | None, longest_document: int | None
     ) -> Tensor:
         """The normalized final state that the head reads [B, T, D]."""
+        dtype = self.activation_dtype
+        layout = sequence_layout(self.config, ids.shape[1], cu_seqlens, longest_document, ids.device, dtype)
+        return self._run_blocks(ids, self._embed(ids, layout), layout, adapters)
+
+    def _run_blocks(self, ids: Tensor, x0: Tensor, layout: SequenceLayout, adapters: AdapterSet | None) -> Tensor:
+        """The normalized final state [B, T, D] from the stream that enters the first block."""
         config, plan = self.config, self.plan
-        layout = sequence_layout(config, ids.shape[1], cu_seqlens, longest_document, ids.device, self.activation_dtype)
-        x0 = self._embed(ids, layout)
         lanes: Lanes = (x0,)
         shared_value = None if self.value_embedding is None else self.value_embedding(ids, x0.dtype)
         first_value: Tensor | None = None

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from model.config import ModelConfig
 from model.kernels.attention import Backend, chosen_backend
+from model.network.decoding import History
 from model.network.rotary import rotary_tables
 
 
@@ -38,6 +39,8 @@ class SequenceLayout(NamedTuple):
     """Documents of a packed row where a kernel can attend to them; else they are in the mask."""
     document_starts: Tensor | None
     """int64 [T], the position where each position's document begins in a packed row; None: rows are not packed."""
+    history: History | None = None
+    """Keys and values of the positions before the one that the forward is for, in decoding."""
 
 
 def sequence_layout(
@@ -61,6 +64,16 @@ def sequence_layout(
     elif starts is not None or window:
         mask = attention_mask(num_tokens, starts, window, device)
     return SequenceLayout(cos, sin, mask, packed, starts)
+
+
+def next_position_layout(config: ModelConfig, history: History, device: torch.device) -> SequenceLayout:
+    """The layout of rows of one token, that which follows `history`; the history counts it in."""
+    history.begin()
+    cos, sin = rotary_tables(
+        history.num_tokens, config.rope_dims or config.head_dim, config.rope_base, device, config.rope_scaling
+    )
+    mask = history.attention_mask(config.attention_window, device)
+    return SequenceLayout(cos[-1:], sin[-1:], mask, None, None, history)
 
 
 def document_starts(cu_seqlens: Tensor, num_tokens: int) -> Tensor:
