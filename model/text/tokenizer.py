@@ -33,6 +33,7 @@ __all__ = ["BOS_ID", "EncodedText", "Tokenizer", "train_lossless"]
 BOS_ID = 1
 MAX_VOCAB_SIZE = 65_535
 MAX_TOKEN_BYTES = 65_535  # a side-car entry is a uint16
+_SEPARATOR = "\ud800"  # an unpaired surrogate: in no text, and the transforms leave it alone
 _MAX_CACHED_SEGMENTS = 400_000
 
 
@@ -197,7 +198,7 @@ class Tokenizer:
         missing = list(dict.fromkeys(inner[at] for at in holes))
         parts = [segments[0], *missing, segments[-1]] if len(segments) > 1 else segments
         if self.is_caseops or self.lossless:
-            parts = [self.transform(part) for part in parts]
+            parts = self.transform(_SEPARATOR.join(parts)).split(_SEPARATOR)
         encoded, uncredited_bytes = self._encode_parts(parts)
         self._cache.update(zip(missing, encoded[1:-1], strict=False))
         for at in holes:
