@@ -211,6 +211,7 @@ def main() -> None:
     heading = {
         "date": datetime.now(UTC).date().isoformat(),
         "hardware": f"{cpu_name()}, {os.cpu_count()} cores",
+        "load_average": round(os.getloadavg()[0], 1),  # of other work on the machine
         "python": platform.python_version(),
         "sentencepiece": sentencepiece.__version__,
         "text_bytes": sum(len(text.encode()) for text in texts),
