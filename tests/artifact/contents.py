@@ -54,6 +54,15 @@ def integers(
     )
 
 
+def uneven(seed: int, by_columns: bool) -> QuantizedTensor:
+    """Six-bit symbols whose columns (or rows) differ much in scale: the entropy coder uses several contexts."""
+    rng = np.random.default_rng(seed)
+    spread = np.exp(rng.normal(size=96))
+    drawn = rng.normal(size=(200, 96)) * spread if by_columns else (rng.normal(size=(96, 200)) * spread[:, None])
+    symbols = np.clip(np.rint(drawn * 2), -32, 31).astype(np.int8)
+    return QuantizedTensor(symbols, np.ones(len(symbols), np.float16), 6)
+
+
 def log8_scales(seed: int, exponent: int) -> QuantizedTensor:
     """A matrix with LOG8 scales around 2^exponent, based there."""
     rng = np.random.default_rng(seed)
@@ -133,5 +142,7 @@ def good_contents() -> dict[str, Content]:
         "permuted": _content({"p": integers(3, (300, 8), 4, row_order=True), "q": integers(4, (5, 8), row_order=True)}),
         "tied": _content({"embedding.weight": integers(1, (10, 4), 8)}, ties={"head.weight": "embedding.weight"}),
         "large": _content(large),
+        "uneven_columns": _content({f"blocks.{layer}.w": uneven(layer, True) for layer in range(2)}),
+        "uneven_rows": _content({f"blocks.{layer}.w": uneven(layer, False) for layer in range(2)}),
         "bare": _content({}, code=b""),
     }

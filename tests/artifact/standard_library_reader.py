@@ -162,10 +162,10 @@ def rans(data, alphabet, lattice, lanes):
     states = list(struct.unpack_from(f"<{lanes}I", data, position))
     words = iter(struct.unpack_from(f"<{(len(data) - position) // 2 - 2 * lanes}H", data, position + 4 * lanes))
     lines, positions = lattice
-    sums, symbols = [16 * prior] * positions, []
+    sums, symbols = [4 * prior] * positions, []
     for line in range(lines):
         for place in range(positions):
-            mean, lane = sums[place] // (line + 16), place % lanes
+            mean, lane = sums[place] // (line + 4), place % lanes
             frequencies, slots, starts = tables[sum(threshold <= mean for threshold in thresholds)]
             slot = states[lane] % 16384
             symbol = slots[slot]

@@ -14,6 +14,7 @@ import pytest
 
 from artifact import reader
 from artifact.errors import ArtifactError
+from artifact.schema import Codec, Order
 from tests.artifact import standard_library_reader
 from tests.vectors import make_vectors
 
@@ -40,6 +41,17 @@ def test_vectors_are_those_of_the_generator() -> None:
 @pytest.mark.parametrize("path", GOOD, ids=lambda path: path.stem)
 def test_good(path: Path) -> None:
     assert make_vectors.describe(path.read_bytes()) == expected_of(path)["tensors"]
+
+
+@pytest.mark.parametrize(("name", "order"), [("uneven_columns", Order.ROWS), ("uneven_rows", Order.COLUMNS)])
+def test_good_vectors_exercise_contexts_and_both_orders(name: str, order: Order) -> None:
+    data = next(path for path in GOOD if path.stem == name).read_bytes()
+    artifact = reader.parse(data)
+    (group,) = artifact.manifest.groups
+    assert group.parts[0].codec == Codec.RANS
+    assert group.encoding.order == order
+    num_contexts = bytes(artifact._streams[0])[0]
+    assert num_contexts >= 3
 
 
 @pytest.mark.parametrize("path", BAD, ids=lambda path: path.stem)

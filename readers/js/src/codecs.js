@@ -156,12 +156,12 @@ function rans(data, part, { lines, positions }) {
   at += 4 * part.lanes;
 
   const symbols = new Uint8Array(lines * positions);
-  const sums = new Float64Array(positions).fill(prior * 16);
+  const sums = new Float64Array(positions).fill(prior * 4);
   const middle = Math.floor(part.alphabet / 2);
   for (let line = 0; line < lines; line++) {
     for (let position = 0; position < positions; position++) {
       const lane = position % part.lanes;
-      const mean = Math.floor(sums[position] / (line + 16));
+      const mean = Math.floor(sums[position] / (line + 4));
       let context = 0;
       while (context < thresholds.length && thresholds[context] <= mean) context++;
       const { frequencies, starts, symbolOfSlot } = tables[context];
