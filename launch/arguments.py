@@ -32,8 +32,10 @@ def root_parser() -> Parser:
     commands = root.add_subparsers(metavar="COMMAND")
     data_command.add_arguments(_leaf(commands, "data", "make and check data folders"))
     train = _leaf(commands, "train", "train a preset", ("model", "training", "quantization", "eval"))
-    add_run_options(train)
+    add_run_options(train, required=False)
     add_launcher_options(train)
+    add_dry_run_option(train, "what the run would take and come to; starts nothing, needs neither --data nor --out")
+    add_json_option(train)
     add_pack_options(_leaf(commands, "pack", "pack a run into an artifact", ("quantization", "eval")))
     # `evaluate` has a parser of its own in eval, which also runs without launch; here for --help and suggestions.
     commands.add_parser("evaluate", help="score an artifact in bits per byte", add_help=False)
@@ -60,11 +62,11 @@ def _leaf(commands: Any, words: str, summary: str, sections: tuple[str, ...] = (
     return leaf
 
 
-def add_run_options(parser: argparse.ArgumentParser) -> None:
-    """The options that `albatross train` and every rank share."""
+def add_run_options(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
+    """The options that `albatross train` and every rank share. A dry run takes no data and writes nothing."""
     parser.add_argument("preset", metavar="PRESET", help="a preset's name or id, or the path of a .toml file")
-    parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="data folder (albatross data prepare)")
-    parser.add_argument("--out", type=Path, required=True, metavar="RUN_DIR", help="run folder")
+    parser.add_argument("--data", type=Path, required=required, metavar="DIR", help="data folder (albatross data)")
+    parser.add_argument("--out", type=Path, required=required, metavar="RUN_DIR", help="run folder")
     parser.add_argument(
         "--tokenizer", type=Path, metavar="FILE", help="SentencePiece model (default: the data folder's)"
     )
@@ -100,11 +102,16 @@ def add_pack_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max-bytes", type=int, default=CAP_BYTES, metavar="N", help="cap on the file's size (default: %(default)s)"
     )
+    add_dry_run_option(parser, "the byte table alone; keeps no file, and a size over the cap is no error")
 
 
 def add_report_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN_DIR", help="run folders")
     parser.add_argument("--out", type=Path, default=Path("report.html"), metavar="FILE", help="default: %(default)s")
+
+
+def add_dry_run_option(parser: argparse.ArgumentParser, summary: str) -> None:
+    parser.add_argument("--dry-run", action="store_true", help=summary)
 
 
 def add_json_option(parser: argparse.ArgumentParser) -> None:

@@ -48,15 +48,29 @@ def _data(options: argparse.Namespace, overrides: list[str]) -> int:
 
 
 def _train(options: argparse.Namespace, overrides: list[str]) -> int:
+    if options.dry_run:
+        from launch.forecast import print_forecast
+
+        return print_forecast(options, overrides)
+    missing = [name for name in ("data", "out") if getattr(options, name) is None]
+    if missing:
+        names = ", ".join(f"--{name}" for name in missing)
+        raise InputError(f"the following arguments are required: {names} (see albatross train --help)")
+    if options.json:
+        raise InputError("--json: goes with --dry-run only")
     from launch.train import start
 
     return start(options, overrides)
 
 
 def _pack(options: argparse.Namespace, overrides: list[str]) -> int:
-    from launch.pack import pack
+    from launch.pack import pack, preview
 
-    print(pack(options.run, options.out, max_bytes=options.max_bytes, overrides=overrides).format_table())
+    if options.dry_run:
+        ledger = preview(options.run, max_bytes=options.max_bytes, overrides=overrides)
+    else:
+        ledger = pack(options.run, options.out, max_bytes=options.max_bytes, overrides=overrides)
+    print(ledger.format_table())
     return exit_codes.OK
 
 

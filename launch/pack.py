@@ -1,5 +1,8 @@
 """`albatross pack`: a run's averaged weights, quantized, with the evaluator's code, in one file under a byte cap."""
 
+import sys
+import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -48,3 +51,13 @@ def pack(
         )
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from error  # fsync and write name no file
+
+
+def preview(run: Path, *, max_bytes: int = CAP_BYTES, overrides: list[str] | None = None) -> Ledger:
+    """The byte ledger that `pack` would come to, measured against `max_bytes` without refusing; keeps no file.
+
+    Raises what `pack` raises, but for a file over the cap.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        ledger = pack(run, Path(folder) / "preview.albatross", max_bytes=sys.maxsize, overrides=overrides)
+    return replace(ledger, max_bytes=max_bytes)
