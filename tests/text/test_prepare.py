@@ -335,7 +335,7 @@ def test_a_full_disk_leaves_nothing(books, tmp_path, monkeypatch):
 
 
 def test_a_dead_worker_is_noticed(books, tmp_path, monkeypatch):
-    monkeypatch.setattr("launch.data.prepare.encode_documents", lambda *_: os._exit(9))
+    monkeypatch.setattr("launch.data.encoding.encode_documents", lambda *_: os._exit(9))
     with pytest.raises(Exception, match="terminated abruptly"):
         prepare(books, COMMUNITY, tmp_path / "out", num_workers=2, quiet=True)
     assert [path.name for path in tmp_path.iterdir()] == ["books"]
