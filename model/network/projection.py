@@ -32,9 +32,6 @@ Role = Literal[
 """What a matrix does. `qkv`: q, k and v in one; `mlp_gate`: the gate of SwiGLU; `embedding_in`, `embedding_out`: from a
 narrow token table to the model's width and back; the others say what they say."""
 
-BLOCK_ROLES: tuple[Role, ...] = ("q", "k", "v", "qkv", "attn_out", "mlp_up", "mlp_gate", "mlp_down")
-"""The matrices of the blocks."""
-
 WeightTransform = Callable[[Tensor], Tensor]
 """What the product sees in place of a float32 master: fake quantization, ternary weights, noise. Differentiable."""
 
