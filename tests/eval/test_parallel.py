@@ -64,7 +64,7 @@ def in_one_of(num_processes: int, rank: int, folder, kinds, model, tokens) -> No
     dist.destroy_process_group()
 
 
-@pytest.mark.parametrize("num_processes", [2, 4])
+@pytest.mark.parametrize("num_processes", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_the_number_of_processes_changes_nothing(load_model, make_tokens, tmp_path, num_processes):
     model, tokens = load_model(), make_tokens(LENGTHS)
     kinds = ["sliding", "lora", "phased", "full"]
