@@ -52,8 +52,15 @@ test-gpu: $(STAMP)
 fuzz: $(STAMP)
 	$(PYTEST) -m fuzz
 
+# The tables of the program itself, on what `make quickstart` left; the JSON files go to runs/bench/.
 bench: $(STAMP)
-	$(BIN)/python -m benchmarks.all
+	test -f runs/quickstart/report.json || $(MAKE) quickstart
+	$(BIN)/python benchmarks/text.py --input runs/quickstart/text/train.jsonl \
+		--tokenizer runs/quickstart/data/tokenizer.model --megabytes 2 --vocab-size 1024 --json runs/bench/text.json
+	$(BIN)/python benchmarks/training.py tiny --data runs/quickstart/data --num-gpus 1 2 --json runs/bench/training.json
+	$(BIN)/python benchmarks/artifact.py runs/quickstart --json runs/bench/artifact.json
+	$(BIN)/python benchmarks/evaluation.py runs/quickstart/artifact.albatross --data runs/quickstart/data \
+		--modes plain sliding "ttt, adapters" --json runs/bench/evaluation.json
 
 readme: $(STAMP)
 	$(BIN)/python -m tests.readme_tree
