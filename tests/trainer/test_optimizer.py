@@ -142,6 +142,17 @@ def test_parallel_muon_equals_the_unsharded_one(size: int) -> None:
     assert all(not result[1] for result in results[1:])
 
 
+def test_parallel_muon_in_bfloat16_as_published() -> None:
+    """Gradients that travel and momentum that rests in bfloat16; these gradients are exact in it, so are their sums."""
+    matrix = MuonConfig(weight_decay=0.1, momentum_dtype="bfloat16", reduction_dtype="bfloat16")
+    ((alone, state, _),) = on_ranks(1, three_steps, TrainingConfig(matrix=matrix))
+    for got, shared_state, _ in on_ranks(2, three_steps, TrainingConfig(matrix=matrix)):
+        for name in alone:
+            np.testing.assert_allclose(got[name], alone[name], atol=2e-2, err_msg=name)
+        for name in shared_state:
+            np.testing.assert_allclose(shared_state[name], state[name], rtol=2e-2, atol=2e-2, err_msg=name)
+
+
 def one_step_from(ranks: Ranks, saved: dict[str, Tensor], config: TrainingConfig) -> tuple[dict[str, np.ndarray], int]:
     model = new_model()
     optimizer = TrainingOptimizer(model, config, ranks)
