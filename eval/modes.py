@@ -151,7 +151,6 @@ def _describe(session: Session, mode: str, outcome: Outcome) -> dict[str, Any]:
         "num_bytes": tally.num_bytes,
         "num_documents": len(session.documents),
         "partial": partial,
-        "legal": True,
         "ledger": "proved" if ledger.proved else "unproved",
         "lossless": ledger.lossless,
         "changed_bytes": ledger.num_changed_bytes,

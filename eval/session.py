@@ -100,6 +100,7 @@ def open_session(
         "artifact_bytes": artifact_path.stat().st_size,
         "code_bytes": len(packed.code),
         "preset": packed.configuration.get("preset"),
+        "legal": packed.configuration.get("legal", True) is True,
         "tokenizer_sha256": tokenizer.sha256,
         "data_sha256": hashlib.sha256(combined.encode()).hexdigest(),
         "data_files": hashes,

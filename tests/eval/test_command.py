@@ -191,6 +191,16 @@ def test_configurations_that_fit_nothing_are_refused(folder, write_artifact, tmp
     expect_error(capsys, main([str(path), "--data", str(folder / "data"), "--device", "cpu"]), message)
 
 
+def test_an_artifact_adapted_on_validation_text_is_reported_as_such(folder, write_artifact, tmp_path, full_report):
+    path = tmp_path / "b.albatross"
+    write_artifact(path, Tokenizer.load(folder / "data" / "tokenizer.model").sha256, legal=False)
+    report = tmp_path / "report.json"
+    arguments = ["--data", str(folder / "data"), "--device", "cpu", "--report", str(report)]
+    assert main([str(path), *arguments]) == 0
+    assert json.loads(report.read_text())["post_quantization"]["legal"] is False
+    assert full_report["post_quantization"]["legal"] is True
+
+
 def test_a_damaged_artifact_is_refused(folder, tmp_path, capsys):
     content = (folder / "a.albatross").read_bytes()
     path = tmp_path / "b.albatross"
