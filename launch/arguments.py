@@ -9,6 +9,7 @@ from launch.settings import nearest
 from model.errors import InputError
 
 CAP_BYTES = 16_000_000
+SECTIONS = ("model", "training", "quantization", "eval")
 DESCRIPTION = "Train language models against a byte budget, pack them, and score the file in bits per byte."
 OVERRIDES = (
     "Settings of the preset can be overridden: --SECTION.FIELD VALUE, for example --model.num-layers 4. "
@@ -31,7 +32,7 @@ def root_parser() -> Parser:
     root = Parser(prog="albatross", description=DESCRIPTION)
     commands = root.add_subparsers(metavar="COMMAND")
     data_command.add_arguments(_leaf(commands, "data", "make and check data folders"))
-    train = _leaf(commands, "train", "train a preset", ("model", "training", "quantization", "eval"))
+    train = _leaf(commands, "train", "train a preset", SECTIONS)
     add_run_options(train, required=False)
     add_launcher_options(train)
     add_dry_run_option(train, "what the run would take and come to; starts nothing, needs neither --data nor --out")
@@ -51,6 +52,8 @@ def root_parser() -> Parser:
     show = _leaf(presets, "presets show", "one preset, resolved")
     show.add_argument("name", metavar="NAME")
     add_json_option(show)
+    add_sweep_options(_leaf(commands, "sweep", "runs over a grid or list of settings", SECTIONS))
+    add_submission_options(_leaf(commands, "submission", "the challenge's folder, every figure scored again"))
     add_report_options(_leaf(commands, "report", "one page with the figures of runs, to look at in a browser"))
     return root
 
@@ -82,6 +85,9 @@ def add_run_options(parser: argparse.ArgumentParser, *, required: bool = True) -
         metavar="RUN_DIR",
         help="take each step's clock from this earlier run's metrics.jsonl",
     )
+    parser.add_argument("--tensorboard", action="store_true", help="metrics to RUN_DIR/tensorboard/ too")
+    parser.add_argument("--csv", action="store_true", help="metrics to RUN_DIR/csv/ too, a file each")
+    parser.add_argument("--wandb", metavar="PROJECT", help="metrics to this project of Weights & Biases too")
 
 
 def add_launcher_options(parser: argparse.ArgumentParser) -> None:
@@ -89,6 +95,7 @@ def add_launcher_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--num-gpus", type=int, metavar="N", help="processes on this machine (default: one a GPU; on CPU 1)"
     )
+    parser.add_argument("--gpus", metavar="I,J", help="which GPUs of this machine, by number (default: the first)")
     parser.add_argument(
         "--hostfile", type=Path, metavar="F", help="machines to train on, in the deepspeed launcher's form"
     )
@@ -102,7 +109,49 @@ def add_pack_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max-bytes", type=int, default=CAP_BYTES, metavar="N", help="cap on the file's size (default: %(default)s)"
     )
+    parser.add_argument(
+        "--fit", action="store_true", help="choose the quantizer's rate so that the file lands just under --max-bytes"
+    )
+    parser.add_argument(
+        "--data", type=Path, metavar="DIR", help="data folder whose training tokens calibrate (default: the run's)"
+    )
     add_dry_run_option(parser, "the byte table alone; keeps no file, and a size over the cap is no error")
+
+
+def add_sweep_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("preset", metavar="PRESET", help="a preset's name or id, or the path of a .toml file")
+    parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="data folder")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the runs and of sweep.json")
+    parser.add_argument("--tokenizer", type=Path, metavar="FILE", help="SentencePiece model (default: the data's)")
+    choices = parser.add_mutually_exclusive_group()
+    choices.add_argument(
+        "--grid",
+        action="append",
+        default=[],
+        metavar="SECTION.FIELD=V,V",
+        help="values of one setting; given several times, every combination",
+    )
+    choices.add_argument(
+        "--list", type=Path, metavar="FILE", help="one choice of settings a line: --SECTION.FIELD V ..."
+    )
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1337], metavar="N", help="default: %(default)s")
+    parser.add_argument("--mode", choices=("plain", "sliding", "ttt"), default="plain", help="default: %(default)s")
+    parser.add_argument("--max-bytes", type=int, default=CAP_BYTES, metavar="N", help="default: %(default)s")
+    parser.add_argument("--num-gpus", type=int, metavar="N", help="GPUs to spread the runs over (default: all)")
+    parser.add_argument("--gpus-per-run", type=int, default=1, metavar="N", help="on CPUs: processes (default: 1)")
+
+
+def add_submission_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN_DIR", help="runs of one preset, a seed each")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the folder to write")
+    parser.add_argument("--author", required=True, metavar="NAME")
+    parser.add_argument("--github-id", required=True, metavar="ID")
+    parser.add_argument("--name", required=True, metavar="TITLE", help="of the submission")
+    parser.add_argument("--blurb", required=True, metavar="TEXT", help="what is new, in a sentence or two")
+    parser.add_argument("--data", type=Path, metavar="DIR", help="data folder to score on (default: the run's)")
+    parser.add_argument(
+        "--device", metavar="NAME", help="for scoring: cpu, cuda or cuda:N (default: cuda if available)"
+    )
 
 
 def add_report_options(parser: argparse.ArgumentParser) -> None:

@@ -12,7 +12,7 @@ from model.errors import InputError
 def main(arguments: list[str] | None = None) -> int:
     """Runs one command. Returns its exit code: 0 ok, 2 the input is wrong, 75 preempted; anything else is a bug."""
     given = sys.argv[1:] if arguments is None else arguments
-    return exit_codes.run(lambda: _dispatch(given))
+    return exit_codes.run(lambda: _dispatch(given), extra="train" if given[:1] == ["train"] else None)
 
 
 def _dispatch(arguments: list[str]) -> int:
@@ -66,12 +66,28 @@ def _train(options: argparse.Namespace, overrides: list[str]) -> int:
 def _pack(options: argparse.Namespace, overrides: list[str]) -> int:
     from launch.pack import pack, preview
 
-    if options.dry_run:
-        ledger = preview(options.run, max_bytes=options.max_bytes, overrides=overrides)
-    else:
-        ledger = pack(options.run, options.out, max_bytes=options.max_bytes, overrides=overrides)
+    choices = {
+        "max_bytes": options.max_bytes,
+        "overrides": overrides,
+        "data": options.data,
+        "fit": options.fit,
+        "log": lambda message: print(message, flush=True),
+    }
+    ledger = preview(options.run, **choices) if options.dry_run else pack(options.run, options.out, **choices)
     print(ledger.format_table())
     return exit_codes.OK
+
+
+def _sweep(options: argparse.Namespace, overrides: list[str]) -> int:
+    from launch.sweep import sweep
+
+    return sweep(options, overrides)
+
+
+def _submission(options: argparse.Namespace, overrides: list[str]) -> int:
+    from launch.submission import submit
+
+    return submit(options, overrides)
 
 
 def _report(options: argparse.Namespace, overrides: list[str]) -> int:
@@ -110,6 +126,8 @@ COMMANDS = {
     "data": _data,
     "train": _train,
     "pack": _pack,
+    "sweep": _sweep,
+    "submission": _submission,
     "report": _report,
     "inspect": _inspect,
     "verify": _verify,

@@ -178,9 +178,9 @@ class AllocationConfig:
     """What a megabyte must buy in loss to be spent; sets the size. `pack --fit` chooses it."""
     importance_tokens: int = 131_072
     """Of the calibration text, for the gradients that weigh the outputs."""
-    output_floor: float = 0.01
+    output_floor: float = 0.1
     """Least importance of an output, as a share of its matrix's mean, added to what was measured."""
-    token_floor: float = 0.02
+    token_floor: float = 0.2
     """The same for the rows of the token table: tokens that calibration did not see will come."""
     refine: bool = True
     """Correct each matrix's steps by its measured rate and loss."""
