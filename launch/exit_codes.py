@@ -30,9 +30,10 @@ def print_error(message: str) -> None:
     print(f"albatross: error: {message.strip()}", file=sys.stderr, flush=True)
 
 
-def run(command: Callable[[], int], *, quiet: bool = False) -> int:
+def run(command: Callable[[], int], *, quiet: bool = False, extra: str | None = None) -> int:
     """The exit code of `command()`. What the user can put right becomes one line (unless `quiet`) and exit code 2.
 
+    `extra` brings everything that the command needs; by default the line names the one that brings the missing package.
     Anything else that goes wrong is a bug and is left to end in a traceback.
     """
     try:
@@ -44,10 +45,10 @@ def run(command: Callable[[], int], *, quiet: bool = False) -> int:
     except OSError as error:
         message = f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error)
     except ModuleNotFoundError as error:
-        extra = EXTRA_OF_MODULE.get((error.name or "").split(".")[0])
-        if extra is None:
+        bringing = EXTRA_OF_MODULE.get((error.name or "").split(".")[0])
+        if bringing is None:
             raise
-        message = f"this needs the package {error.name}; install it with: pip install 'albatross[{extra}]'"
+        message = f"this needs the package {error.name}; install it with: pip install 'albatross[{extra or bringing}]'"
     except KeyboardInterrupt:
         return INTERRUPTED
     if not quiet:

@@ -4,6 +4,7 @@ The variables that launchers set (RANK, LOCAL_SIZE) are read here.
 """
 
 import contextlib
+import importlib.util
 import os
 import signal
 import socket
@@ -37,6 +38,12 @@ def default_num_processes() -> int:
     import torch
 
     return torch.cuda.device_count() or 1
+
+
+def require_launcher() -> None:
+    """ModuleNotFoundError where deepspeed is not installed; it runs in other processes, so no import would say so."""
+    if importlib.util.find_spec("deepspeed") is None:
+        raise ModuleNotFoundError("No module named 'deepspeed'", name="deepspeed")
 
 
 def launch(module: str, arguments: list[str], *, num_processes: int | None, hostfile: str | None) -> int:

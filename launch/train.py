@@ -39,6 +39,7 @@ def start(options: argparse.Namespace, overrides: list[str]) -> int:
         raise InputError(f"--num-gpus: accepts an integer of at least 1, got {options.num_gpus}")
     if options.hostfile is not None and not options.hostfile.is_file():
         raise InputError(f"--hostfile: {options.hostfile} does not exist")
+    processes.require_launcher()
     plan = make_plan(options, overrides)
     num_processes = options.num_gpus
     if num_processes is None and options.hostfile is None:
