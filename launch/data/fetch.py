@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -173,14 +173,6 @@ class _Hub:
         states.
         """
 
-        class Bar(tqdm.tqdm):  # type: ignore[misc]  # the hub reports to a tqdm of this class
-            def __init__(self, *args: Any, **options: Any) -> None:
-                known = {key: options[key] for key in ("total", "initial") if key in options}
-                super().__init__(disable=True, **known)
-
-            def update(self, count: float | None = 1) -> None:
-                progress.advance(int(count or 0), Path(remote.path).name)
-
         before = progress.done
         # A cache of its own: the user's trusts what it once got, and a wrong file there could not be fetched anew.
         path = Path(
@@ -192,7 +184,7 @@ class _Hub:
                 local_dir=folder,
                 cache_dir=folder / "cache",
                 endpoint=self._endpoint,
-                tqdm_class=Bar,
+                tqdm_class=_bar(lambda count: progress.advance(count, Path(remote.path).name)),
             )
         )
         progress.advance(before + remote.size_bytes - progress.done)
@@ -222,6 +214,7 @@ class _Hub:
                 revision=self.revision,
                 local_dir=scratch,
                 cache_dir=Path(scratch) / "cache",
+                tqdm_class=_bar(lambda count: None),
                 endpoint=self._endpoint,
             )
             return Path(found).read_bytes()
@@ -238,6 +231,22 @@ class _Hub:
             for entry in entries
             if isinstance(entry, huggingface_hub.RepoFile)
         }
+
+
+def _bar(report: Callable[[int], None]) -> type[tqdm.tqdm]:
+    """A class for the hub's client to report its bytes to; shows nothing itself."""
+
+    class Bar(tqdm.tqdm):  # type: ignore[misc]
+        monitor_interval = 0  # else every class of bars keeps a thread
+
+        def __init__(self, *args: Any, **options: Any) -> None:
+            known = {key: options[key] for key in ("total", "initial") if key in options}
+            super().__init__(disable=True, **known)
+
+        def update(self, count: float | None = 1) -> None:
+            report(int(count or 0))
+
+    return Bar
 
 
 def _check_offline(out: Path, record: FetchRecord | None, num_shards: int | None) -> FetchRecord:

@@ -2,6 +2,7 @@ import json
 import resource
 import shutil
 import signal
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -262,3 +263,4 @@ def test_progress_counts_every_byte(hub, tmp_path, monkeypatch, capsys):
     fetch(hub, tmp_path / "out", quiet=False)
     lines = capsys.readouterr().err.splitlines()
     assert lines[-1].startswith("fetch x: 100% after")
+    assert not any(type(thread).__name__ == "TMonitor" for thread in threading.enumerate())

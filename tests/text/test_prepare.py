@@ -387,11 +387,11 @@ def test_progress_is_a_bar_on_a_terminal(books, tmp_path, monkeypatch):
         def isatty(self) -> bool:
             return True
 
-    terminal = Terminal()
+    terminal, threads = Terminal(), set(threading.enumerate())
     monkeypatch.setattr("sys.stderr", terminal)
     prepare(books, COMMUNITY, tmp_path / "out", num_workers=1)
     shown = terminal.getvalue()
     assert "data prepare: 100%" in shown
     assert "M tokens" in shown
     assert "\r" in shown
-    assert [thread.name for thread in threading.enumerate() if type(thread).__name__ == "TMonitor"] == []
+    assert set(threading.enumerate()) <= threads
