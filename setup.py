@@ -15,6 +15,7 @@ TRAIN = [
     "vl-convert-python>=1.9,<2",
 ]
 H100 = ["flash-attn-4", "transformer-engine[pytorch]==2.12.0"]
+TRACKERS = ["tensorboard>=2.15", "wandb>=0.17"]
 DEV = [
     "grpcio-tools",
     "hypothesis",
@@ -39,6 +40,6 @@ setup(
     packages=find_packages(include=[f"{name}{suffix}" for name in PACKAGES for suffix in ("", ".*")]),
     package_data={"eval": ["*.json"], "launch": ["*.json", "presets/*.toml", "report/page.*"]},
     install_requires=["numpy>=2.0", "protobuf>=6.30", "zstandard>=0.22"],
-    extras_require={"eval": EVAL, "train": TRAIN, "h100": H100, "dev": DEV},
+    extras_require={"eval": EVAL, "train": TRAIN, "h100": H100, "trackers": TRACKERS, "dev": DEV},
     entry_points={"console_scripts": ["albatross = launch.cli:main"]},
 )

@@ -46,8 +46,17 @@ def require_launcher() -> None:
         raise ModuleNotFoundError("No module named 'deepspeed'", name="deepspeed")
 
 
-def launch(module: str, arguments: list[str], *, num_processes: int | None, hostfile: str | None) -> int:
+def launch(
+    module: str,
+    arguments: list[str],
+    *,
+    num_processes: int | None,
+    hostfile: str | None,
+    gpus: str | None = None,
+) -> int:
     """Runs `python -m module arguments` in every rank under the deepspeed launcher; the first failing exit code.
+
+    `gpus`: the numbers of this machine's GPUs to use, such as "0,1", in place of the first `num_processes`.
 
     The launcher gets a process group of its own. A signal that asks this process to stop goes to all ranks at once as
     SIGTERM, so that they save a checkpoint and end; a second one ends the whole group at once.
@@ -57,7 +66,9 @@ def launch(module: str, arguments: list[str], *, num_processes: int | None, host
         command += ["--hostfile", hostfile]
     else:
         command += ["--master_port", str(free_port())]
-    if num_processes is not None:
+    if gpus is not None:
+        command += ["--include", f"localhost:{gpus}"]
+    elif num_processes is not None:
         command += ["--num_gpus", str(num_processes)]
     command += ["--module", module, *arguments]
     launcher = subprocess.Popen(command, start_new_session=True)

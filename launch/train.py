@@ -4,6 +4,8 @@
 """
 
 import argparse
+import importlib.util
+import re
 import shutil
 import signal
 import sys
@@ -39,8 +41,15 @@ def start(options: argparse.Namespace, overrides: list[str]) -> int:
         raise InputError(f"--num-gpus: accepts an integer of at least 1, got {options.num_gpus}")
     if options.hostfile is not None and not options.hostfile.is_file():
         raise InputError(f"--hostfile: {options.hostfile} does not exist")
+    if options.gpus is not None and (options.num_gpus is not None or options.hostfile is not None):
+        raise InputError("--gpus: goes with neither --num-gpus nor --hostfile")
+    if options.gpus is not None and not re.fullmatch(r"\d+(,\d+)*", options.gpus):
+        raise InputError(f"--gpus: accepts numbers such as 0,1, got {options.gpus}")
     processes.require_launcher()
     plan = make_plan(options, overrides)
+    for package in ("tensorboard", "wandb"):
+        if getattr(options, package) and importlib.util.find_spec(package) is None:
+            raise InputError(f"--{package}: the package is not installed; pip install 'albatross[trackers]'")
     num_processes = options.num_gpus
     if num_processes is None and options.hostfile is None:
         num_processes = processes.default_num_processes()
@@ -49,6 +58,7 @@ def start(options: argparse.Namespace, overrides: list[str]) -> int:
         [*_rank_arguments(options), *overrides],
         num_processes=num_processes,
         hostfile=None if options.hostfile is None else str(options.hostfile),
+        gpus=options.gpus,
     )
     if code == exit_codes.OK and not plan.folder.report.is_file():
         exit_codes.print_error(f"the launcher ended, but the run in {plan.folder.path} did not")
@@ -62,6 +72,9 @@ def _rank_arguments(options: argparse.Namespace) -> list[str]:
         arguments += ["--tokenizer", str(options.tokenizer)]
     if options.replay_clock is not None:
         arguments += ["--replay-clock", str(options.replay_clock)]
+    if options.wandb is not None:
+        arguments += ["--wandb", options.wandb]
+    arguments += [f"--{name}" for name in ("tensorboard", "csv") if getattr(options, name)]
     return arguments
 
 
@@ -165,6 +178,7 @@ def run_rank(options: argparse.Namespace, overrides: list[str]) -> int:
     from eval.ledger import ByteLedger
     from trainer import ranks, run
     from trainer.gradients import NonFiniteGradient
+    from trainer.trackers import TrackerConfig
 
     processes.prepare_rank()
     ledger = ByteLedger.open(plan.data, plan.tokenizer)
@@ -188,6 +202,7 @@ def run_rank(options: argparse.Namespace, overrides: list[str]) -> int:
             joined,
             resume=plan.checkpoint,
             replay_clock=plan.replay_clock,
+            trackers=TrackerConfig(options.tensorboard, options.csv, options.wandb),
         )
     except InputError:
         if joined.is_first and is_new:

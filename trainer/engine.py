@@ -13,17 +13,21 @@ ends that reduction, then only cuts this rank's part out of the gradients that t
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import deepspeed
 import torch
+from deepspeed.monitor.config import get_monitor_config
+from deepspeed.monitor.monitor import MonitorMaster
 from torch import Tensor, nn
 
 from model.network.gpt import GPT
 from trainer.config import TrainingConfig
 from trainer.deepspeed_config import engine_config, read_user_config
 from trainer.ranks import Ranks
+from trainer.trackers import events
 
 
 class TrainingLoss(nn.Module):
@@ -105,3 +109,13 @@ class Engine:
         """Tell DeepSpeed that the model's parameters were written from outside: stage 1 keeps a copy of its part."""
         if self._is_sharded:
             self._engine.optimizer.refresh_fp32_params()
+
+
+def open_trackers(settings: Mapping[str, Any]) -> Callable[[Mapping[str, Any]], None]:
+    """A function that hands rows of metrics to the trackers in `settings`; after an Engine, on every rank.
+
+    The monitors are opened beside DeepSpeed's engine: opened by it, they would make the host wait for the loss of every
+    step.
+    """
+    monitor = MonitorMaster(get_monitor_config(settings))
+    return lambda row: monitor.write_events(events(row))

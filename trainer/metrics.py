@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,11 @@ class Metrics:
 
     def __init__(self, run_dir: Path | None) -> None:
         self._run_dir = run_dir
+        self._listeners: list[Callable[[Mapping[str, Any]], None]] = []
+
+    def listen(self, listener: Callable[[Mapping[str, Any]], None]) -> None:
+        """From now on give every row to `listener` too, where rows are written."""
+        self._listeners.append(listener)
 
     def line(self, text: str) -> None:
         """A line for people, on the console and in log.txt."""
@@ -27,6 +33,8 @@ class Metrics:
         """A row for tools, in metrics.jsonl."""
         if self._run_dir is not None:
             _append(self._run_dir / "metrics.jsonl", json.dumps(values))
+            for listener in self._listeners:
+                listener(values)
 
 
 def _append(path: Path, line: str) -> None:

@@ -26,7 +26,7 @@ from trainer import checkpoint as checkpoints
 from trainer.averaging import weight_average
 from trainer.clock import Clock
 from trainer.config import TrainingConfig
-from trainer.engine import Engine
+from trainer.engine import Engine, open_trackers
 from trainer.gradients import NonFiniteGradient, Outcomes
 from trainer.loaders.loader import training_loader
 from trainer.metrics import Metrics
@@ -34,6 +34,7 @@ from trainer.optimizer import TrainingOptimizer
 from trainer.phases import Phases
 from trainer.ranks import Ranks
 from trainer.schedule import learning_rate_multiplier, momentum, weight_decay
+from trainer.trackers import TrackerConfig
 from trainer.warm_up import preserved, random_state, restore_random_state
 
 VALIDATION_BATCH_TOKENS = 32_768
@@ -69,6 +70,7 @@ def train(
     *,
     resume: Path | None = None,
     replay_clock: list[float] | None = None,
+    trackers: TrackerConfig | None = None,
 ) -> TrainingResult:
     """Train until the clock reaches 1; called by every rank.
 
@@ -77,6 +79,7 @@ def train(
         run_dir: exists; gets checkpoints/, metrics.jsonl and log.txt, written by rank 0.
         resume: checkpoint folder to continue from.
         replay_clock: fractions recorded by an earlier run, in place of the wall clock.
+        trackers: get every row of metrics.jsonl too.
 
     Raises:
         InputError: data too short, a damaged checkpoint, weights of another shape.
@@ -85,7 +88,10 @@ def train(
         OSError: the final checkpoint could not be written.
     """
     metrics = Metrics(run_dir if ranks.is_first else None)
-    return _Run(model_config, training, data, ledger, run_dir, ranks, metrics, resume, replay_clock).to_the_end()
+    run = _Run(model_config, training, data, ledger, run_dir, ranks, metrics, resume, replay_clock)
+    if trackers is not None and trackers.enabled:
+        metrics.listen(open_trackers(trackers.deepspeed_settings(run_dir)))
+    return run.to_the_end()
 
 
 class _Run:
