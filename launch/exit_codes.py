@@ -16,6 +16,7 @@ INTERRUPTED = 128 + signal.SIGINT
 # Top-level module -> the extra of the distribution that brings it.
 EXTRA_OF_MODULE = {
     "deepspeed": "train",
+    "huggingface_hub": "train",
     "jsonschema": "train",
     "sentencepiece": "eval",
     "torch": "eval",

@@ -20,6 +20,7 @@ if __name__ == "__main__" and not __package__:
 
 from launch import exit_codes, processes
 from launch.arguments import Parser, add_run_options, check_names
+from launch.data.verify import shard_hashes
 from launch.preset import Preset, Settings, load
 from launch.run_folder import RunFolder
 from launch.settings import format_toml, split_overrides
@@ -186,7 +187,8 @@ def run_rank(options: argparse.Namespace, overrides: list[str]) -> int:
     is_new = not plan.folder.path.exists()
     joined.barrier()
     if joined.is_first:
-        plan.folder.start(plan.preset, plan.data_facts, joined.size, resumed=plan.checkpoint is not None)
+        facts = {**plan.data_facts, "shard_sha256": shard_hashes(options.data)}
+        plan.folder.start(plan.preset, facts, joined.size, resumed=plan.checkpoint is not None)
         for line in plan.skipped_checkpoints:
             print(f"skipped: {line}", flush=True)
         print(format_toml(plan.preset.to_table()), flush=True)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -62,6 +63,8 @@ def test_two_processes_from_the_command_line_to_an_artifact(data, tmp_path):
     environment = json.loads((run / "environment.json").read_text())
     assert environment["num_processes"] == 2
     assert environment["data"]["lossless"] is True
+    shards = environment["data"]["shard_sha256"]
+    assert shards == {path.name: sha256(path.read_bytes()).hexdigest() for path in data.glob("*.bin")}
     assert steps_done(run) == 6
     assert "val_bpb:" in (run / "log.txt").read_text()
     trained = json.loads((run / "report.json").read_text())["pre_quantization"]
