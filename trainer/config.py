@@ -145,6 +145,8 @@ class TrainingConfig:
     scalar: AdamConfig = field(default_factory=AdamConfig)
     embedding_dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the token table's master and so of its AdamW state; rank 1 kept both in bfloat16."""
+    z_loss: float = 0.0
+    """Weight in the loss, the reported one included, of the mean squared log-sum of the exponentiated logits."""
     gradient_clip_norm: float = 0.0
     """Largest global L2 norm of the averaged gradient, over all parameters and ranks; 0: no clipping."""
     gradient_clip_scope: Literal["global", "per_rank_before_reduction"] = "global"
@@ -212,6 +214,7 @@ class TrainingConfig:
         _require(most >= sample, "micro_batch_tokens", f"at least {name}={sample}", most)
         for name in (
             "budget_seconds",
+            "z_loss",
             "gradient_clip_norm",
             "warmdown_steps",
             "validate_every_steps",

@@ -31,16 +31,25 @@ from trainer.trackers import events
 
 
 class TrainingLoss(nn.Module):
-    """Mean negative log-likelihood in nats: what the engine differentiates."""
+    """Mean negative log-likelihood in nats: what the engine differentiates.
 
-    def __init__(self, model: GPT, longest_document: int) -> None:
+    With a `z_loss`, plus `z_loss * mean(logsumexp(logits)²)`, which keeps the logits from drifting.
+    """
+
+    def __init__(self, model: GPT, longest_document: int, z_loss: float = 0.0) -> None:
         super().__init__()
         self.model = model
         self.longest_document = longest_document
+        self.z_loss = z_loss
 
     def forward(self, ids: Tensor, targets: Tensor, cu_seqlens: Tensor | None = None) -> Tensor:
         """A micro-batch of a loader; cu_seqlens with packed rows."""
-        return self.model.token_nll(ids, targets, cu_seqlens, longest_document=self.longest_document).mean()
+        if not self.z_loss:
+            return self.model.token_nll(ids, targets, cu_seqlens, longest_document=self.longest_document).mean()
+        logits = self.model(ids, cu_seqlens, longest_document=self.longest_document)
+        log_sums = torch.logsumexp(logits, dim=-1)
+        chosen = logits.gather(-1, targets.long().unsqueeze(-1)).squeeze(-1)
+        return (log_sums - chosen).mean() + self.z_loss * log_sums.square().mean()
 
 
 class Engine:
@@ -74,9 +83,8 @@ class Engine:
         backend = "nccl" if ranks.device.type == "cuda" else "gloo"
         deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False)
         self._engine: Any
-        self._engine, *_ = deepspeed.initialize(
-            model=TrainingLoss(model, config.sequence_tokens), optimizer=adamw, config=settings
-        )
+        loss = TrainingLoss(model, config.sequence_tokens, config.z_loss)
+        self._engine, *_ = deepspeed.initialize(model=loss, optimizer=adamw, config=settings)
         self._engine.enable_backward_allreduce = False
         self._is_sharded = config.zero_stage == 1
         self._model = model
