@@ -97,7 +97,9 @@ def refine(
         for name in steps:
             tensor = tensors[name]
             assert isinstance(tensor, QuantizedTensor)
-            total = loss(name, arrays[name], tensor, calibration) + price * size.symbol_bytes([tensor])
+            total = loss(name, arrays[name], tensor, calibration) + price * size.symbol_bytes(
+                [tensor], calibration.hessians[name].device
+            )
             if name not in best or total < best[name][0]:
                 best[name] = total, multiplier
     chosen = [multiplier for _, multiplier in best.values()]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from itertools import islice
 
 import torch
@@ -18,6 +19,9 @@ from trainer.ranks import Ranks
 
 _ACTIVATION_BYTES = 1 << 30
 """Most that one forward's widest activations (the logits, or the hidden units of all layers) may take."""
+
+
+_CPU_ROW_TOKENS = 512
 
 
 def calibrate(
@@ -50,13 +54,25 @@ def calibrate(
     calibration = collect_hessians(model, batches(), ranks)
     log(f"calibration: Hessians of {len(calibration.hessians)} matrices from {calibration.num_tokens:,} tokens")
     if config.allocation.enabled:
-        rows = -(-config.allocation.importance_tokens // settings.sequence_tokens // ranks.size)
-        few = max(1, rows_per_batch // 4)
-        some = list(islice(_split(batches(), few), max(1, -(-rows // few))))
+        some = _importance_batches(model, config, batches(), ranks)
         importances = collect_importances(model, some, ranks, settings.seed)
-        calibration = Calibration(calibration.hessians, calibration.num_tokens, importances)
+        calibration = replace(calibration, importances=importances)
         log(f"calibration: importances of outputs from {sum(b.numel() for b in some) * ranks.size:,} tokens")
     return calibration
+
+
+def _importance_batches(
+    model: GPT, config: QuantizationConfig, batches: Iterable[Tensor], ranks: Ranks
+) -> list[Tensor]:
+    """This rank's share of the tokens whose gradients are taken, in batches small enough for a backward pass."""
+    row_tokens = config.calibration.sequence_tokens
+    rows_at_once = max(1, _rows_per_batch(model, config.calibration) // 4)
+    if next(model.parameters()).device == torch.device("cpu"):
+        # A backward pass keeps every activation: short rows keep it within a gigabyte.
+        row_tokens, rows_at_once = min(row_tokens, _CPU_ROW_TOKENS), 1
+    wanted = -(-config.allocation.importance_tokens // (row_tokens * ranks.size))
+    whole = (ids[:, : ids.shape[1] // row_tokens * row_tokens].reshape(-1, row_tokens) for ids in batches)
+    return list(islice(_split(whole, rows_at_once), -(-wanted // rows_at_once)))
 
 
 def _split(batches: Iterable[Tensor], rows: int) -> Iterator[Tensor]:

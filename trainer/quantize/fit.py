@@ -133,7 +133,7 @@ class _Search:
         if self._latest is None or self._latest[0] != octaves:
             config = with_steps_times(self._config, 2.0**octaves)
             self._latest = octaves, config, self._quantizer.quantize(config, self._log)
-            self._estimates[octaves] = size.estimate_bytes(self._latest[2])
+            self._estimates[octaves] = size.estimate_bytes(self._latest[2], self._quantizer.device)
         return self._latest[1:]
 
     def _measure(self, octaves: float) -> Fitted:

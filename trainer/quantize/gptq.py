@@ -9,13 +9,17 @@ Shapes: N matrices, R rows, C columns.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from trainer.quantize.config import GPTQConfig
 
+_T = TypeVar("_T")
 _MAX_DAMPING = 1e3
+_FACTORED_AT_ONCE = 1 << 23
+"""Elements of the Hessians that are factored together, in float64: enough to keep a GPU busy, not to fill a memory."""
 
 
 def quantize(
@@ -72,10 +76,11 @@ class Factors:
         """(order [N, C], factor [N, C, C]) of the named Hessians, all of one size; the new ones factored together."""
         keys = [(id(hessians[name]), config) for name in names]
         missing = {key: name for key, name in zip(keys, names, strict=True) if key not in self._known}
-        if missing:
-            stacked = torch.stack([hessians[name] for name in missing.values()])
-            orders, factors = column_order_and_factor(stacked, config, list(missing.values()))
-            for key, name, order, factor in zip(missing, missing.values(), orders, factors, strict=True):
+        at_once = max(1, _FACTORED_AT_ONCE // hessians[names[0]].numel())
+        for batch in _batches(list(missing.items()), at_once):
+            stacked = torch.stack([hessians[name] for _, name in batch])
+            orders, factors = column_order_and_factor(stacked, config, [name for _, name in batch])
+            for (key, name), order, factor in zip(batch, orders, factors, strict=True):
                 # The Hessian is kept so that its id stays its own.
                 self._known[key] = order, factor, hessians[name]
         found = [self._known[key] for key in keys]
@@ -143,6 +148,10 @@ def output_error(error: Tensor, hessian: Tensor) -> Tensor:
 
 def _permute_columns(matrix: Tensor, order: Tensor) -> Tensor:
     return matrix.gather(2, order[:, None, :].expand_as(matrix)) if len(order) == len(matrix) else matrix[..., order[0]]
+
+
+def _batches(items: list[_T], size: int) -> list[list[_T]]:
+    return [items[start : start + size] for start in range(0, len(items), size)]
 
 
 def _name(names: Sequence[str], index: int) -> str:

@@ -29,13 +29,26 @@ def factors(error: Float32, rank: int, column_weights: Float32 | None = None) ->
     """
     rank = min(rank, *error.shape)
     weighted = error if column_weights is None else error * column_weights
-    left, values, right = np.linalg.svd(weighted.astype(np.float64), full_matrices=False)
-    left, right = left[:, :rank] * values[:rank], right[:rank]
+    left, right = _leading_components(weighted.astype(np.float64), rank)
     if column_weights is not None:
         right = right / column_weights
     largest = left[np.abs(left).argmax(axis=0), np.arange(rank)]
     signs = np.where(largest < 0, -1.0, 1.0)
     return (left * signs).astype(np.float32), (right * signs[:, None]).astype(np.float32)
+
+
+def _leading_components(
+    matrix: npt.NDArray[np.float64], rank: int
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """`U S` and `Vᵀ` of the leading singular values, by the eigenvectors of the smaller Gram matrix: few are needed."""
+    tall = matrix if matrix.shape[0] >= matrix.shape[1] else matrix.T
+    _, vectors = np.linalg.eigh(tall.T @ tall)
+    short = vectors[:, ::-1][:, :rank]
+    long = tall @ short
+    if tall is matrix:
+        return long, short.T
+    values = np.linalg.norm(long, axis=0)
+    return short * values, (long / np.maximum(values, np.finfo(np.float64).tiny)).T
 
 
 def quantize_factors(left: Float32, right: Float32, config: LowRankConfig) -> LowRank:

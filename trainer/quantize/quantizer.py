@@ -49,6 +49,12 @@ class Quantizer:
         self._widened: Calibration | None = None
         self._factors = Factors()
 
+    @property
+    def device(self) -> torch.device:
+        """Where the calibration lies, and the work is done."""
+        hessians = {} if self.calibration is None else self.calibration.hessians
+        return next((hessian.device for hessian in hessians.values()), torch.device("cpu"))
+
     def quantize(self, config: QuantizationConfig, log: Callable[[str], None] = ignore) -> dict[str, Tensor]:
         """Every tensor as the artifact will hold it.
 

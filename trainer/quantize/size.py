@@ -23,7 +23,7 @@ _LEFT_OF_FLOATS = 0.85
 _TABLE_BYTES = 60
 
 
-def estimate_bytes(tensors: Mapping[str, Tensor]) -> int:
+def estimate_bytes(tensors: Mapping[str, Tensor], device: torch.device | str = "cpu") -> int:
     """Bytes of all groups' streams."""
     total = 0.0
     for group in group_tensors(tensors):
@@ -35,7 +35,7 @@ def estimate_bytes(tensors: Mapping[str, Tensor]) -> int:
             else:
                 total += _LEFT_OF_FLOATS * tensor.scales.size * NUM_BYTES[tensor.scale_type]
         if quantized:
-            total += symbol_bytes(quantized)
+            total += symbol_bytes(quantized, device)
     return round(total)
 
 
