@@ -6,7 +6,8 @@ column j costs after error feedback, the inverse squared diagonal of GPTQ's fact
 everywhere, `½ g d Δ²/12 = λ / (2 ln 2)`, d the mean of d_j: one price λ for the whole network gives every row its step.
 It depends on neither the row's deviation nor its clip.
 
-That holds at rates of a bit or more; `refine` then corrects each matrix by what it really costs and really loses.
+That holds at rates of a bit or more; `best_multipliers` then corrects each matrix by what it really costs and really
+loses.
 
 Shapes: R rows, C columns.
 """
@@ -33,7 +34,7 @@ Float32 = npt.NDArray[np.float32]
 
 BITS_PER_MEGABYTE = 8e6
 MULTIPLIERS = (0.84, 1.0, 1.19)
-"""Of a matrix's steps, for `refine`: a quarter of a bit each way."""
+"""Of a matrix's steps: a quarter of a bit each way."""
 _HEADROOM = 1.04
 """Error feedback and the rounding of scales move codes beyond the row's largest weight."""
 
@@ -75,15 +76,15 @@ def row_steps(
     return steps
 
 
-def refine(
+def best_multipliers(
     arrays: Mapping[str, Float32],
     steps: Mapping[str, Float32],
     calibration: Calibration,
     config: QuantizationConfig,
     quantize: Callable[[Mapping[str, Float32]], Mapping[str, Tensor]],
     log: Callable[[str], None],
-) -> dict[str, Float32]:
-    """Steps with each matrix's multiplied by the one of MULTIPLIERS for which loss plus price times bytes is least.
+) -> dict[str, float]:
+    """For each matrix the one of MULTIPLIERS, of its steps, for which loss plus price times bytes is least.
 
     Loss is the Hessian's, with the importances of the outputs; bytes are those of the entropy coder's contexts.
 
@@ -104,7 +105,7 @@ def refine(
                 best[name] = total, multiplier
     chosen = [multiplier for _, multiplier in best.values()]
     log("steps times " + ", ".join(f"{m}: {chosen.count(m)} matrices" for m in MULTIPLIERS))
-    return {name: values * np.float32(best[name][1]) for name, values in steps.items()}
+    return {name: multiplier for name, (_, multiplier) in best.items()}
 
 
 def loss(name: str, array: Float32, tensor: QuantizedTensor, calibration: Calibration) -> float:

@@ -48,6 +48,8 @@ class Quantizer:
         self.calibration = calibration
         self._widened: Calibration | None = None
         self._factors = Factors()
+        self._multipliers: dict[str, float] | None = None
+        """Of allocation: found with the first settings and kept, since they hardly change with the price."""
 
     @property
     def device(self) -> torch.device:
@@ -78,8 +80,10 @@ class Quantizer:
         integers = {name: array for name, array in self.arrays.items() if plans[name].method in INTEGER_METHODS}
         steps = allocation.row_steps(integers, calibration, config, self._factors)
         if config.allocation.refine:
-            quantize = partial(self._run, config, calibration)
-            steps = allocation.refine(self.arrays, steps, calibration, config, quantize, log)
+            if self._multipliers is None:
+                quantize = partial(self._run, config, calibration)
+                self._multipliers = allocation.best_multipliers(self.arrays, steps, calibration, config, quantize, log)
+            steps = {name: values * np.float32(self._multipliers[name]) for name, values in steps.items()}
         return self._run(config, calibration, steps)
 
     def _plans(self, config: QuantizationConfig, calibration: Calibration | None) -> dict[str, TensorPlan]:
