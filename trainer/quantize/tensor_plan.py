@@ -76,7 +76,11 @@ def make_plans(
         traces: of the calibration Hessians, for mixed precision.
     """
     coarse = _coarse_matrices(shapes, config, traces or {})
-    return {name: _plan(name, shape, config, coarse) for name, shape in shapes.items()}
+    plans = {name: _plan(name, shape, config, coarse) for name, shape in shapes.items()}
+    if "head.weight" in plans and "embedding.weight" in plans and plans["embedding.weight"].method == "gptq":
+        # A table beside a head of its own is looked up, never multiplied: there is no Hessian, and rounding is best.
+        plans["embedding.weight"] = replace(plans["embedding.weight"], method="round")
+    return plans
 
 
 def _plan(name: str, shape: tuple[int, ...], config: QuantizationConfig, coarse: set[str]) -> TensorPlan:

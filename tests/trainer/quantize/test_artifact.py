@@ -15,7 +15,7 @@ from artifact.dequantize import dequantize
 from launch.preset import load, load_all
 from model.network import gpt
 from model.network.projection import Projection
-from tests.network.reduced import perturbed_model, reduce_width
+from tests.network.reduced import VARIANTS, perturbed_model, reduce_width
 from trainer import export
 from trainer.quantize.calibrate import calibrate
 from trainer.quantize.config import AllocationConfig, CalibrationConfig, LowRankConfig, QuantizationConfig
@@ -59,8 +59,8 @@ def same(written: Tensor, read: Tensor) -> bool:
     )
 
 
-def check(preset: str, config: QuantizationConfig, path: Path) -> dict[str, Tensor]:
-    model = perturbed_model(reduce_width(load(preset).settings.model))
+def check(preset: str, config: QuantizationConfig, path: Path, model: gpt.GPT | None = None) -> dict[str, Tensor]:
+    model = model or perturbed_model(reduce_width(load(preset).settings.model))
     arrays = gpt.to_arrays(model)
     calibration = calibrate(model, config, None, Ranks(0, 1, torch.device("cpu")), str)
     tensors = Quantizer(arrays, calibration).quantize(config)
@@ -105,6 +105,13 @@ def test_everything_at_once_comes_back_exactly(tmp_path: Path) -> None:
     )
     tensors = check("rank01", config, tmp_path / "x.albatross")
     assert sum(isinstance(t, QuantizedTensor) and t.low_rank is not None for t in tensors.values()) == 4
+
+
+def test_a_table_beside_a_head_of_its_own_is_rounded(tmp_path: Path) -> None:
+    config = replace(settings_of("rank01"), allocation=AllocationConfig(enabled=True, refine=False))
+    tensors = check("x", config, tmp_path / "x.albatross", perturbed_model(VARIANTS["untied head"]))
+    for name in ("head.weight", "embedding.weight"):
+        assert isinstance(tensors[name], QuantizedTensor)
 
 
 @pytest.mark.parametrize("preset", [p.name for p in load_all()])
