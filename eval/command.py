@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import difflib
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 
 from artifact.errors import ArtifactError
 from eval import report
+from eval.arguments import OVERRIDE_PREFIX, Parser
 from eval.config import MODES, EvalConfig, with_overrides
 from eval.modes import run_mode
 from eval.parallel import run_processes
@@ -26,24 +26,6 @@ from model.errors import InputError
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 EXIT_OK = 0
 EXIT_INPUT = 2
-OVERRIDE_PREFIX = "--eval."
-
-
-class Parser(argparse.ArgumentParser):
-    """An ArgumentParser that raises InputError where argparse would print usage and exit."""
-
-    def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message} (see {self.prog} --help)")
-
-    def check_options(self, arguments: Sequence[str]) -> None:
-        """Raises InputError for an option that there isn't, naming the nearest that there is."""
-        known = [name for action in self._actions for name in action.option_strings]
-        for argument in arguments:
-            name = argument.partition("=")[0]
-            if name.startswith("--") and not name.startswith(OVERRIDE_PREFIX) and name not in known:
-                nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-                suggestion = f" (did you mean {nearest[0]}?)" if nearest else ""
-                raise InputError(f"{self.prog}: unknown option {name}{suggestion}")
 
 
 def build_parser() -> Parser:
@@ -52,7 +34,6 @@ def build_parser() -> Parser:
         prog="albatross evaluate",
         description="Score an artifact in bits per byte of the original text, from artifact and data folder alone.",
         epilog="Any setting of the artifact's eval section can be replaced: --eval.ttt.learning-rate 0.02",
-        allow_abbrev=False,
     )
     parser.add_argument("artifact", type=Path, metavar="FILE", help="the artifact")
     parser.add_argument(

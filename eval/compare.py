@@ -6,7 +6,6 @@ several seeds. So two one-sided Welch tests are made, against "no better" and ag
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import statistics
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from eval import report
+from eval.arguments import Parser
 from model.errors import InputError
 
 RECORD_MARGIN_NATS = 0.005
@@ -202,13 +202,13 @@ def format_comparison(result: Comparison) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """`albatross compare A... --vs B...`; returns the exit code (0, or 2 if the input is wrong)."""
-    parser = argparse.ArgumentParser(prog="albatross compare", description=(__doc__ or "").splitlines()[0])
+    parser = Parser(prog="albatross compare", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN_DIR", help="run folders or reports")
     parser.add_argument("--vs", nargs="+", type=Path, required=True, metavar="RUN_DIR", help="what to compare with")
     parser.add_argument("--section", choices=EVALUATED, help="default: the furthest one that all runs have")
     parser.add_argument("--json", action="store_true", help="print JSON")
-    arguments = parser.parse_args(argv)
     try:
+        arguments = parser.parse_args(argv)
         result = compare(arguments.runs, arguments.vs, arguments.section)
     except (InputError, OSError) as error:
         print(f"albatross: error: {error}", file=sys.stderr)

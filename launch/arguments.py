@@ -2,8 +2,9 @@
 
 import argparse
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
+from eval.arguments import Parser
 from launch.data import command as data_command
 from launch.settings import nearest
 from model.errors import InputError
@@ -17,16 +18,6 @@ OVERRIDES = (
 )
 
 
-class Parser(argparse.ArgumentParser):
-    """An ArgumentParser that raises InputError where argparse would print usage, and takes no abbreviated options."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, allow_abbrev=False, **kwargs)
-
-    def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message} (see {self.prog} --help)")
-
-
 def root_parser() -> Parser:
     """The parser of the whole command line. Subcommands set `command` (their words) and `sections` (overridable)."""
     root = Parser(prog="albatross", description=DESCRIPTION)
@@ -38,8 +29,9 @@ def root_parser() -> Parser:
     add_dry_run_option(train, "what the run would take and come to; starts nothing, needs neither --data nor --out")
     add_json_option(train)
     add_pack_options(_leaf(commands, "pack", "pack a run into an artifact", ("quantization", "eval")))
-    # `evaluate` has a parser of its own in eval, which also runs without launch; here for --help and suggestions.
+    # These two have parsers of their own in eval, which also runs without launch; here for --help and suggestions.
     commands.add_parser("evaluate", help="score an artifact in bits per byte", add_help=False)
+    commands.add_parser("compare", help="whether runs score better than others, and how surely", add_help=False)
     inspect = _leaf(commands, "inspect", "what an artifact holds")
     inspect.add_argument("file", type=Path, metavar="FILE")
     inspect.add_argument("--bytes", action="store_true", help="the byte ledger: where every byte of the file went")

@@ -18,6 +18,8 @@ def main(arguments: list[str] | None = None) -> int:
 def _dispatch(arguments: list[str]) -> int:
     if arguments[:1] == ["evaluate"]:
         return _evaluate(arguments[1:])
+    if arguments[:1] == ["compare"]:
+        return _compare(arguments[1:])
     root = root_parser()
     overrides: list[str] = []
     if any(argument.startswith("--") and "." in argument.partition("=")[0] for argument in arguments):
@@ -39,6 +41,12 @@ def _evaluate(arguments: list[str]) -> int:
     from eval.command import main as evaluate
 
     return evaluate(arguments)
+
+
+def _compare(arguments: list[str]) -> int:
+    from eval.compare import main as compare
+
+    return compare(arguments)
 
 
 def _data(options: argparse.Namespace, overrides: list[str]) -> int:

@@ -33,6 +33,8 @@ def test_unknown_preset_names_the_nearest(refused, data, tmp_path):
     [
         (["trian"], ["unknown command trian", "did you mean train?"]),
         (["data", "prepar"], ["unknown command prepar", "did you mean prepare?"]),
+        (["compare", "runs/a"], ["required: --vs"]),
+        (["compare", "runs/nowhere", "--vs", "runs/nowhere"], ["runs/nowhere"]),
         (["inspect", "--jsn", "x"], ["unknown option --jsn", "did you mean --json?"]),
         (["train", "tiny", "--dta", "x"], ["unknown option --dta", "did you mean --data?"]),
         (["train", "tiny", "--model.num-layer", "4"], ["--model.num-layer", "did you mean --model.num-layers?"]),
