@@ -137,7 +137,7 @@ class Tokenizer:
 
     def byte_table(self) -> byte_table.ByteTable:
         """Byte counts from the vocabulary alone (see `model.text.byte_table`)."""
-        return byte_table.build(self.model, lossless=self.lossless)
+        return byte_table.build(self.model, lossless=self.lossless, case_operators=self.is_caseops)
 
     def transform(self, text: str) -> str:
         """What SentencePiece is given for `text`."""

@@ -8,11 +8,13 @@ import sentencepiece
 from hypothesis import given, settings
 
 from model.errors import InputError
+from model.text.sentencepiece_model import PieceType
 from model.text.tokenizer import BOS_ID, Tokenizer
 from tests.text.conftest import PARAGRAPH
 from tests.text.strategies import texts
 from tests.text.test_tokenizer import surfaces
 
+UNKNOWN_ID = 3
 BASE = {
     "vocab_size": 400,
     "model_type": "bpe",
@@ -60,6 +62,46 @@ def test_tokens_and_bytes_are_those_of_the_library(name, text, models):
     assert encoded.ids.tolist() == [piece_id for piece_id, _ in found]
     assert encoded.token_bytes.tolist() == [len(surface.encode()) for _, surface in found]
     assert int(encoded.token_bytes.sum()) + encoded.uncredited_bytes == len(text.encode())
+
+
+@pytest.mark.parametrize("name", MODELS)
+@settings(max_examples=100, deadline=None)
+@given(text=texts)
+def test_the_byte_table_counts_the_text_that_comes_back(name, text, models):
+    tokenizer = models[name]
+    ids = tokenizer.encode(text)
+    if UNKNOWN_ID in ids or not len(ids):
+        return  # comes back as another character
+    counted = tokenizer.byte_table().token_bytes(np.array([BOS_ID, *ids[:-1]]), ids)
+    returned = tokenizer.decode(ids)
+    uncounted = int(name == "identity" and returned.startswith(" "))  # by the rule, a space after BOS is nobody's
+    assert int(counted.sum()) == len(returned.encode()) - uncounted
+
+
+def with_unused(serialized: bytes, piece: str) -> bytes:
+    """A model in which that normal piece is of the type UNUSED."""
+    entry = b"\x0a" + bytes([len(piece.encode())]) + piece.encode() + b"\x15"  # text, then the score of 4 bytes
+    at = serialized.index(entry)
+    end = at + len(entry) + 4
+    changed = serialized[at:end] + b"\x18\x05"
+    assert serialized[at - 2 : at] == b"\x0a" + bytes([end - at])
+    return serialized[: at - 1] + bytes([len(changed)]) + changed + serialized[end:]
+
+
+def test_unused_pieces_count_nothing_and_the_text_is_spelled_with_others():
+    serialized = train(add_dummy_prefix=False)
+    plain, changed = Tokenizer.from_bytes(serialized), Tokenizer.from_bytes(with_unused(serialized, "▁the"))
+    piece_id = plain.model.pieces.index("▁the")
+    assert changed.model.types[piece_id] == PieceType.UNUSED
+    assert piece_id in plain.encode(PARAGRAPH)
+    ids = changed.encode(PARAGRAPH)
+    assert piece_id not in ids
+    assert ids.tolist() == [found for found, _ in surfaces(changed, PARAGRAPH)]
+    table = changed.byte_table()
+    assert table.is_boundary[piece_id]
+    assert table.token_bytes(np.array([300]), np.array([piece_id])).tolist() == [0]
+    counted = table.token_bytes(np.array([BOS_ID, *ids[:-1]]), ids)
+    assert int(counted.sum()) == len(changed.decode(ids).encode())
 
 
 def test_only_models_that_cannot_tell_are_cut(models):

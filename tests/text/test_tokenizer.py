@@ -71,10 +71,33 @@ def test_lossless_tokenizers_return_every_text(text, lossless, lossless_caseops)
 
 @settings(max_examples=200, deadline=None)
 @given(text=texts)
-def test_the_byte_table_of_a_lossless_tokenizer_adds_up_to_the_text(text, lossless):
-    ids = lossless.encode(text)
+@example(text="\ue004\ue004A\ue001▁\ue004")
+def test_the_byte_table_of_a_lossless_tokenizer_adds_up_to_the_text(text, lossless, lossless_caseops):
+    for tokenizer in (lossless, lossless_caseops):
+        assert bytes_by_table(tokenizer, tokenizer.encode(text)) == len(text.encode())
+
+
+@settings(max_examples=200, deadline=None)
+@given(text=texts)
+@example(text="\ue004\ue004A\ue001 NASA \ue004")
+def test_the_byte_table_of_a_community_tokenizer_adds_up_to_the_text_that_comes_back(
+    text, community, community_caseops
+):
+    for tokenizer in (community, community_caseops):
+        ids = tokenizer.encode(text)
+        assert bytes_by_table(tokenizer, ids) == len(tokenizer.decode(ids).encode())
+
+
+def bytes_by_table(tokenizer: Tokenizer, ids: np.ndarray) -> int:
     previous = np.concatenate(([BOS_ID], ids[:-1])) if len(ids) else ids
-    assert int(lossless.byte_table().token_bytes(previous, ids).sum()) == len(text.encode())
+    return int(tokenizer.byte_table().token_bytes(previous, ids).sum())
+
+
+def test_case_operators_without_a_side_car_are_not_counted_as_text(community_caseops):
+    ids, token_bytes = community_caseops.encode_with_bytes("iPhone NASA OpenAI A McDonald's \ue003")
+    counted = community_caseops.byte_table().token_bytes(np.array([BOS_ID, *ids[:-1]]), ids)
+    assert counted.sum() == token_bytes.sum()
+    assert counted.tolist() == token_bytes.tolist()
 
 
 def test_segments_met_before_give_the_same_tokens(community_caseops):
