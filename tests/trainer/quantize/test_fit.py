@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +14,8 @@ import torch
 from artifact import writer
 from artifact.content import Content, QuantizedTensor, Tensor
 from artifact.dequantize import dequantize
+from artifact.errors import ArtifactError
+from trainer import export
 from trainer.quantize import allocation, size
 from trainer.quantize.calibration import Calibration
 from trainer.quantize.config import AllocationConfig, CalibrationConfig, PruningConfig, QuantizationConfig
@@ -119,13 +122,25 @@ def test_a_cap_that_cannot_be_filled_or_met() -> None:
 
 
 @pytest.mark.slow
-def test_selective_pruning_meets_what_steps_cannot() -> None:
-    ternary = QuantizationConfig(small_tensor_max_elements=0, matrix_bits=2, embedding_bits=2)
-    start = file_bytes(Quantizer(weights()).quantize(replace(ternary, step_factor=64)))
-    pruned = replace(ternary, pruning=PruningConfig(selective=True))
-    found = fit(Quantizer(weights()), pruned, start - 200, file_bytes)
-    assert found.num_bytes <= start - 200
-    assert file_bytes(found.tensors) == found.num_bytes
+def test_selective_pruning_comes_under_the_cap(tmp_path: Path) -> None:
+    def pack(config: QuantizationConfig, max_bytes: int) -> int:
+        return export.pack(
+            weights(),
+            configuration={"preset": "x"},
+            quantization=config,
+            tokenizer_sha256="ab" * 32,
+            code=b"code" * 100,
+            path=tmp_path / "x.albatross",
+            max_bytes=max_bytes,
+        ).total_bytes
+
+    plain = replace(SETTINGS["percentile"], matrix_bits=3)
+    total = pack(plain, 100_000)
+    with pytest.raises(ArtifactError, match="more than the cap"):
+        pack(plain, total - 300)
+    selective = replace(plain, pruning=PruningConfig(selective=True))
+    assert pack(selective, 100_000) == total
+    assert total - 1500 < pack(selective, total - 300) <= total - 300
 
 
 @pytest.mark.parametrize("settings", ["percentile", "deviations", "allocation"])
