@@ -158,21 +158,22 @@ def saved_bytes_per_sequence(model: GPT, sequence_tokens: int) -> int:
 
 
 def speeds(preset: Preset, num_processes: int) -> Iterator[Speed]:
-    """The entry's own published speed, then every measured one, carried over by arithmetic a token."""
+    """The entry's own published speed, then on each hardware that of the measured run nearest in arithmetic a token."""
     training, expect = preset.settings.training, preset.expect
     if expect.step_milliseconds is not None and is_as_published(preset):
         rate = training.batch_tokens / (expect.step_milliseconds / 1000)
         yield _speed(training, expect.hardware or "as published", rate, "published by the entry, with its own program")
+    nearest: dict[str, tuple[float, Preset, dict[str, Any]]] = {}
     for row in json.loads(MEASURED.read_text(encoding="utf-8"))["training"]:
         measured = load(row["preset"]).with_overrides(row["overrides"])
-        ratio = flops_of(measured) / flops_of(preset)
-        rate = row["tokens_per_second_per_process"] * ratio * num_processes
-        how = (
-            "measured"
-            if measured.settings.model == preset.settings.model
-            else f"measured with {measured.id}, carried over by FLOP/token"
-        )
-        yield _speed(training, f"{num_processes} x {row['hardware']}", rate, f"{how} ({row['date']}, {row['source']})")
+        distance = abs(math.log(flops_of(measured) / flops_of(preset)))
+        if row["hardware"] not in nearest or distance < nearest[row["hardware"]][0]:
+            nearest[row["hardware"]] = (distance, measured, row)
+    for hardware, (_, measured, row) in nearest.items():
+        rate = row["tokens_per_second_per_process"] * flops_of(measured) / flops_of(preset) * num_processes
+        same = measured.settings.model == preset.settings.model
+        how = "measured" if same else f"measured with {measured.id}, carried over by FLOP/token"
+        yield _speed(training, f"{num_processes} x {hardware}", rate, f"{how} ({row['date']}, {row['source']})")
 
 
 def flops_of(preset: Preset) -> float:

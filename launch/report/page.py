@@ -10,6 +10,7 @@ from typing import Any
 from launch.report import comparison, differences
 from launch.report.figures import AXES, Figure, figures
 from launch.report.recorded import Run, load_runs
+from launch.report.series import STAGES
 from launch.run_folder import package_version, write_text
 from model.errors import InputError
 
@@ -54,7 +55,7 @@ def render(runs: Sequence[Run]) -> str:
         heading=html.escape(names),
         origin=_origin(runs),
         links=_links(drawn, runs),
-        summary=_tiles(runs[0]) if len(runs) == 1 else _comparison(runs),
+        summary=_warnings(runs) + (_tiles(runs[0]) if len(runs) == 1 else _comparison(runs)),
         figures="\n".join(_figure(figure) for figure in drawn),
         tables=_settings(runs),
         css=(FOLDER / "page.css").read_text(encoding="utf-8"),
@@ -92,6 +93,20 @@ def _links(drawn: Sequence[Figure], runs: Sequence[Run]) -> str:
     items = [(f"figure_{figure.id}", figure.title) for figure in drawn]
     items += [(f"settings_{index}", f"Settings of {run.name}") for index, run in enumerate(runs)]
     return "\n".join(f'<li><a href="#{anchor}">{html.escape(title)}</a></li>' for anchor, title in items)
+
+
+def _warnings(runs: Sequence[Run]) -> str:
+    """What a reader must know before believing a figure."""
+    lines = []
+    for run in runs:
+        scored = {name for name in STAGES if run.packed and run.report.get(name, {}).get("artifact_sha256")}
+        others = [name for name in scored if run.packed and run.report[name]["artifact_sha256"] != run.packed.sha256]
+        if others:
+            lines.append(f"{run.name}: the scores are of another file than the artifact in the run folder.")
+        lines += [f"{run.name}: {name} is partial." for name in STAGES if run.report.get(name, {}).get("partial")]
+        illegal = [name for name in STAGES if run.report.get(name, {}).get("legal") is False]
+        lines += [f"{run.name}: {name} adapted on text before scoring it; it is not legal." for name in illegal]
+    return "".join(f'<p class="warning" role="note">{html.escape(line)}</p>' for line in lines)
 
 
 def _tiles(run: Run) -> str:

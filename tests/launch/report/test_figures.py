@@ -120,6 +120,17 @@ def test_the_page_holds_its_data_and_asks_for_nothing_else(first, second, tmp_pa
     assert not re.findall(r"<(?:script|link|img|iframe)[^>]* (?:src|href)=", page.replace(library(), ""))
 
 
+def test_scores_of_another_file_are_pointed_out(first):
+    assert 'class="warning"' not in render(load_runs([first]))
+    report = json.loads((first / "report.json").read_text())
+    report["post_ttt"] |= {"artifact_sha256": "0" * 64, "partial": True}
+    report["post_quantization"]["legal"] = False
+    (first / "report.json").write_text(json.dumps(report))
+    page = render(load_runs([first]))
+    assert page.count('class="warning"') == 3
+    assert "of another file than the artifact" in page
+
+
 def test_names_cannot_break_out_of_the_page(first):
     evil = first.rename(first.with_name("<script>alert(1)<"))
     page = render(load_runs([evil]))
