@@ -3,8 +3,11 @@
 import re
 import shlex
 
+import numpy as np
 import pytest
 
+from artifact.content import Content, PlainTensor
+from artifact.writer import write
 from launch.arguments import check_names, root_parser
 from launch.preset import Settings, load
 from launch.settings import split_overrides
@@ -53,3 +56,23 @@ def test_make_targets_in_the_readme_exist():
     assert {"quickstart", "test"} <= targets
     for target in targets:
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+
+
+def test_the_python_in_the_readme_runs(tmp_path, monkeypatch, capsys):
+    """On a small artifact, in the place of the quickstart's."""
+    (program,) = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+    artifact = tmp_path / "runs/quickstart/artifact.albatross"
+    artifact.parent.mkdir(parents=True)
+    weights = {"embedding.weight": PlainTensor(np.ones((3, 2), np.float16))}
+    write(artifact, Content({"preset": "tiny"}, "0" * 64, weights))
+    monkeypatch.chdir(tmp_path)
+    exec(program, {})
+    output = capsys.readouterr().out
+    assert "{'preset': 'tiny'}" in output
+    assert "(3, 2)" in output
+
+
+def test_files_that_the_readme_links_to_exist():
+    links = [link for link in re.findall(r"\]\(([^)#]+)\)", TEXT) if "://" not in link]
+    assert links
+    assert [link for link in links if not (ROOT / link).exists()] == []
