@@ -8,11 +8,14 @@ from launch.arguments import check_names, root_parser
 from launch.settings import split_overrides
 from model.errors import InputError
 
+# Commands that the extra `eval` alone is not enough for.
+NEED_TRAINING = ("train", "pack", "presets", "report", "sweep", "submission")
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs one command. Returns its exit code: 0 ok, 2 the input is wrong, 75 preempted; anything else is a bug."""
     given = sys.argv[1:] if arguments is None else arguments
-    return exit_codes.run(lambda: _dispatch(given), extra="train" if given[:1] == ["train"] else None)
+    return exit_codes.run(lambda: _dispatch(given), extra="train" if given[:1] and given[0] in NEED_TRAINING else None)
 
 
 def _dispatch(arguments: list[str]) -> int:

@@ -13,12 +13,20 @@ ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
 BEGIN = "<!-- tree: made by `make readme` -->\n```\n"
 END = "```\n<!-- end of tree -->\n"
-FOLDERS = ("proto", "artifact", "model", "trainer", "eval", "launch", "benchmarks")
-SUFFIXES = {".py", ".toml", ".proto", ".md", ".json"}
+BEGIN_PRESETS = "<!-- presets: made by `make readme` -->\n"
+END_PRESETS = "<!-- end of presets -->\n"
+FOLDERS = ("proto", "artifact", "readers", "model", "trainer", "eval", "launch", "benchmarks")
+SUFFIXES = {".py", ".toml", ".proto", ".md", ".json", ".html", ".css", ".js"}
+NOT_OURS = {"results", "node_modules", "package.json", "package-lock.json"}
 OTHERS = {
     "proto/artifact.proto": "the schema of an artifact",
     "proto/FORMAT.md": "the format byte by byte, with every rule that a reader checks",
     "eval/report.schema.json": "JSON schema of report.json",
+    "launch/measured.json": "what was measured, for the forecasts of dry runs",
+    "launch/submission.schema.json": "JSON schema of submission.json",
+    "launch/report/page.css": "how a report looks, in light and in dark",
+    "launch/report/page.html": "the frame of a report",
+    "launch/report/page.js": "draws a report's figures in the browser",
 }
 GENERATED = {"artifact/artifact_pb2.py": "generated from proto/artifact.proto"}
 LINE_CHARACTERS = 118
@@ -27,7 +35,7 @@ LINE_CHARACTERS = 118
 def files(folder: str) -> list[Path]:
     """The files below a top folder that have a line: sources, presets and specifications, not empty packages."""
     found = [path for path in (ROOT / folder).rglob("*") if path.suffix in SUFFIXES and path.stat().st_size]
-    return sorted(path for path in found if "results" not in path.parts)
+    return sorted(path for path in found if not NOT_OURS & set(path.parts))
 
 
 def describe(path: Path) -> str:
@@ -39,7 +47,7 @@ def describe(path: Path) -> str:
     if path.suffix == ".toml":
         return tomllib.loads(text).get("summary", "")
     if path.suffix != ".py":
-        return next(line.strip("# ") for line in text.splitlines() if line.strip())
+        return next(line.strip("#/ ") for line in text.splitlines() if line.strip())
     docstring = " ".join((ast.get_docstring(ast.parse(text)) or "").split())
     return re.split(r"(?<=[.;])\s", docstring, maxsplit=1)[0].rstrip(".;")
 
@@ -55,18 +63,34 @@ def render() -> str:
     return "\n".join(lines) + "\n"
 
 
-def in_readme() -> str:
-    """The tree as README.md has it."""
-    return README.read_text(encoding="utf-8").partition(BEGIN)[2].partition(END)[0]
+def render_presets() -> str:
+    """A table of the leaderboard's presets by rank, from the presets themselves."""
+    rows = ["| rank | id | parameters | published BPB | what it is |", "|---|---|---|---|---|"]
+    tables = [
+        tomllib.loads(path.read_text(encoding="utf-8")) for path in sorted((ROOT / "launch/presets").glob("*.toml"))
+    ]
+    for table in sorted(tables, key=lambda table: (table.get("rank") is None, table.get("rank") or 0, table["id"])):
+        expect = table.get("expect", {})
+        total, bpb = expect.get("params_total"), expect.get("published_bpb")
+        parameters = "" if total is None else f"{total - expect.get('params_unused', 0):,}"
+        published = "" if bpb is None else f"{bpb:.4f}"
+        rows.append(f"| {table.get('rank', '')} | {table['id']} | {parameters} | {published} | {table['summary']} |")
+    return "\n".join(rows) + "\n"
+
+
+def in_readme(begin: str = BEGIN, end: str = END) -> str:
+    """The tree, or what stands between other marks, as README.md has it."""
+    return README.read_text(encoding="utf-8").partition(begin)[2].partition(end)[0]
 
 
 def main() -> int:
-    """Puts the tree into README.md."""
-    before, begin, rest = README.read_text(encoding="utf-8").partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not (begin and end):
-        raise SystemExit(f"{README} has no place for the tree")
-    README.write_text(before + begin + render() + end + after, encoding="utf-8")
+    """Puts the tree and the presets into README.md."""
+    for begin, end, text in ((BEGIN, END, render()), (BEGIN_PRESETS, END_PRESETS, render_presets())):
+        before, found, rest = README.read_text(encoding="utf-8").partition(begin)
+        _, stop, after = rest.partition(end)
+        if not (found and stop):
+            raise SystemExit(f"{README} has no place for {begin.strip()}")
+        README.write_text(before + begin + text + end + after, encoding="utf-8")
     return 0
 
 

@@ -11,7 +11,17 @@ from artifact.writer import write
 from launch.arguments import check_names, root_parser
 from launch.preset import Settings, load
 from launch.settings import split_overrides
-from tests.readme_tree import README, ROOT, describe, files, in_readme, render
+from tests.readme_tree import (
+    BEGIN_PRESETS,
+    END_PRESETS,
+    README,
+    ROOT,
+    describe,
+    files,
+    in_readme,
+    render,
+    render_presets,
+)
 
 TEXT = README.read_text(encoding="utf-8")
 COMMANDS = re.findall(r"^ {4}(albatross (?:.*\\\n)*.*)$", TEXT, re.MULTILINE)
@@ -19,6 +29,10 @@ COMMANDS = re.findall(r"^ {4}(albatross (?:.*\\\n)*.*)$", TEXT, re.MULTILINE)
 
 def test_tree_is_that_of_the_disk():
     assert in_readme() == render(), "run `make readme`"
+
+
+def test_presets_are_those_of_the_disk():
+    assert in_readme(BEGIN_PRESETS, END_PRESETS) == render_presets(), "run `make readme`"
 
 
 def test_every_file_says_what_it_is():

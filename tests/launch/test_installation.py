@@ -58,6 +58,8 @@ def test_the_artifact_tools_need_light_dependencies_only(checkout, artifact, dat
     for arguments, extra in (
         (["evaluate", artifact, "--data", data], "albatross[eval]"),
         (["train", "tiny", "--data", data, "--out", tmp_path / "out"], "albatross[train]"),
+        (["train", "tiny", "--dry-run"], "albatross[train]"),
+        (["report", artifact.parent, "--out", tmp_path / "out"], "albatross[train]"),
         (
             ["data", "prepare", "--input", data, "--tokenizer", "train:300", "--out", tmp_path / "out"],
             "albatross[eval]",
@@ -88,3 +90,6 @@ def test_make_sets_up_an_environment_that_trains(checkout, data, tmp_path):
     done = call(binary, "train", "tiny", "--data", data, "--out", tmp_path / "out", "--num-gpus", 2, *small)
     assert done.returncode == 0, done.stderr
     assert "step:2/2" in done.stdout
+    drawn = call(binary, "report", tmp_path / "out", "--out", tmp_path / "report.html")
+    assert drawn.returncode == 0, drawn.stderr
+    assert "vegaEmbed" in (tmp_path / "report.html").read_text()
