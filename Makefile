@@ -55,7 +55,7 @@ fuzz: $(STAMP)
 # The tables of the program itself, on what `make quickstart` left; the JSON files go to runs/bench/.
 bench: $(STAMP)
 	test -f runs/quickstart/report.json || $(MAKE) quickstart
-	$(BIN)/python benchmarks/text.py --input runs/quickstart/text/train.jsonl \
+	$(BIN)/python benchmarks/text.py --input runs/quickstart/text/train.jsonl --val-input runs/quickstart/text/val.jsonl \
 		--tokenizer runs/quickstart/data/tokenizer.model --megabytes 2 --vocab-size 1024 --json runs/bench/text.json
 	$(BIN)/python benchmarks/training.py tiny --data runs/quickstart/data --num-gpus 1 2 --json runs/bench/training.json
 	$(BIN)/python benchmarks/artifact.py runs/quickstart --json runs/bench/artifact.json
