@@ -65,7 +65,16 @@ class ByteLedger:
         if data.val_document_bytes is None:
             reason = "the data folder has no byte counts per document"
             return cls(token_bytes, proved=False, reason=reason, **facts)
-        prove(tokens, token_bytes, np.asarray(data.val_document_bytes), split.get("uncredited_bytes"), bos_id)
+        document_bytes = np.asarray(data.val_document_bytes)
+        short = int(document_bytes.sum(dtype=np.int64)) - int(token_bytes.sum(dtype=np.int64))
+        if data.manifest is None and short > 0:
+            prove(tokens, token_bytes, document_bytes, short, bos_id)
+            reason = (
+                f"{short} bytes of the documents are credited to no token, and there is no manifest to say that the "
+                f"tokenizer strips them"
+            )
+            return cls(token_bytes, proved=False, reason=reason, **facts)
+        prove(tokens, token_bytes, document_bytes, split.get("uncredited_bytes"), bos_id)
         return cls(token_bytes, proved=True, **facts)
 
 

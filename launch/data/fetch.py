@@ -3,8 +3,9 @@
 A fetched folder holds the shards, the byte side-car where the export has one, `tokenizer.model` and `fetch.json`
 (source, commit, sha256 of every file). It is gathered beside its name in `.NAME.fetch`: a file moves into `ready`
 there once its size and hash are those that the hub states, and the folder takes its name when all are ready. A
-connection that breaks is resumed within the file; after a failure the same command goes on with the first file that is
-not ready (the hub's client keeps no part of a file between runs). Asking an existing folder for more shards adds them.
+connection that breaks is resumed within the file (over HTTP by its offset; Xet, the hub's storage for large files, asks
+again for the parts that failed); after a failure the same command goes on with the first file that is not ready (the
+hub's client keeps no part of a file between runs). Asking an existing folder for more shards adds them.
 """
 
 import hashlib
@@ -175,18 +176,7 @@ class _Hub:
 
         before = progress.done
         # A cache of its own: the user's trusts what it once got, and a wrong file there could not be fetched anew.
-        path = Path(
-            huggingface_hub.hf_hub_download(
-                self.variant.repo_id,
-                remote.path,
-                repo_type="dataset",
-                revision=self.revision,
-                local_dir=folder,
-                cache_dir=folder / "cache",
-                endpoint=self._endpoint,
-                tqdm_class=_bar(lambda count: progress.advance(count, Path(remote.path).name)),
-            )
-        )
+        path = self._bring(remote.path, folder, lambda count: progress.advance(count, Path(remote.path).name))
         progress.advance(before + remote.size_bytes - progress.done)
         sha256, blob_id = _hashes(path)
         where = f"{self.variant.repo_id}/{remote.path}"
@@ -207,17 +197,26 @@ class _Hub:
         if name not in self._list(folder):
             raise InputError(f"{self.variant.repo_id}: has no {path}")
         with tempfile.TemporaryDirectory() as scratch:
+            return self._bring(path, Path(scratch), lambda count: None).read_bytes()
+
+    def _bring(self, path: str, folder: Path, report: Callable[[int], None]) -> Path:
+        """Download a file of the repository below `folder`."""
+        try:
             found = huggingface_hub.hf_hub_download(
                 self.variant.repo_id,
                 path,
                 repo_type="dataset",
                 revision=self.revision,
-                local_dir=scratch,
-                cache_dir=Path(scratch) / "cache",
-                tqdm_class=_bar(lambda count: None),
+                local_dir=folder,
+                cache_dir=folder / "cache",
                 endpoint=self._endpoint,
+                tqdm_class=_bar(report),
             )
-            return Path(found).read_bytes()
+        except RuntimeError as error:  # what Xet, the hub's storage for large files, raises when the network fails it
+            raise InputError(
+                f"{self.variant.repo_id}/{path}: {_one_line(error)}; the same command goes on from here"
+            ) from None
+        return Path(found)
 
     def _list(self, folder: str) -> dict[str, _RemoteFile]:
         """Files directly in a folder of the repository, by name."""
@@ -319,7 +318,7 @@ def _network_errors(variant: str) -> Iterator[None]:
     except Exception as error:
         # Which library the hub's client speaks HTTP with, and so whose errors come through, changes with its version.
         library = type(error).__module__.partition(".")[0]
-        if library not in ("httpx", "httpx2", "requests", "urllib3", "huggingface_hub"):
+        if library not in ("httpx", "httpx2", "requests", "urllib3", "huggingface_hub", "hf_xet"):
             raise
         raise InputError(f"fetch {variant}: {_one_line(error)}; the same command goes on from here") from None
 

@@ -110,7 +110,7 @@ def verify(path: str | Path, *, tokenizer_path: str | Path | None = None, quiet:
                 val.num_documents,
                 vocab_size,
                 None if tokenizer is None else tokenizer.is_caseops,
-                None if ledger is None else ledger.token_bytes,
+                _published_bytes(data, tokenizer, ledger),
             )
         )
     reason = "no tokenizer and no byte side-car, so nothing counts the bytes" if ledger is None else ledger.reason
@@ -124,6 +124,16 @@ def shard_hashes(path: str | Path) -> dict[str, str]:
     recorded = _recorded_hashes(data)
     files = (*data.train_paths, *data.val_paths, *data.val_bytes_paths)
     return {file.name: recorded.get(file.name) or _sha256(file) for file in files}
+
+
+def _published_bytes(data: DataFolder, tokenizer: Tokenizer | None, ledger: ByteLedger | None) -> np.ndarray | None:
+    """Bytes of each validation token as the published totals count them: for plain models the byte table's, whatever
+    a side-car says.
+    """
+    if tokenizer is None or tokenizer.is_caseops:
+        return None if ledger is None else ledger.token_bytes
+    tokens = data.val.read(0, data.val.num_tokens)
+    return tokenizer.byte_table().token_bytes(np.append([BOS_ID], tokens[:-1]), tokens)
 
 
 def _can_count(data: DataFolder, tokenizer: Tokenizer | None) -> bool:

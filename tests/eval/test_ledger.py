@@ -89,6 +89,20 @@ def test_a_sidecar_of_another_length_is_refused():
         ByteLedger.open(folder(token_bytes=TOKEN_BYTES[:-1]), tokenizer=None)
 
 
+def test_without_a_manifest_a_normalizing_tokenizers_ledger_is_unproved_but_never_over_credited():
+    data = folder(document_bytes=np.array([9, 8, 3], np.uint32), lossless=None)
+    ledger = ByteLedger.open(data, tokenizer=None)
+    assert not ledger.proved
+    assert ledger.reason.startswith("2 bytes of the documents are credited to no token")
+    assert ledger.token_bytes.tolist() == TOKEN_BYTES.tolist()
+    assert ByteLedger.open(folder(lossless=None), tokenizer=None).proved
+    for counts in ([9, 8, 2], [9, 6, 2]):
+        with pytest.raises(InputError, match="document 2"):
+            ByteLedger.open(folder(document_bytes=np.array(counts, np.uint32), lossless=None), tokenizer=None)
+    with pytest.raises(InputError, match="document 1"):
+        ByteLedger.open(folder(document_bytes=np.array([9, 8, 3], np.uint32)), tokenizer=None)
+
+
 def test_without_counts_the_ledger_is_unproved():
     ledger = ByteLedger.open(folder(document_bytes=None, lossless=None), tokenizer=None)
     assert not ledger.proved

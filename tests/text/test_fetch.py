@@ -135,6 +135,24 @@ def test_after_a_failure_the_same_command_goes_on(hub, tmp_path):
     assert names(tmp_path) == ["out"]
 
 
+def test_a_failure_of_the_hubs_own_storage_is_one_line_and_resumed(hub, tmp_path, monkeypatch):
+    out, download = tmp_path / "out", fetching.huggingface_hub.hf_hub_download
+
+    def fail(repo_id, path, **options):
+        if path == LAST:
+            raise RuntimeError("Task error: File reconstruction error:\n CAS Client Error")  # as hf_xet 1.8.0 does
+        return download(repo_id, path, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(fetching.huggingface_hub, "hf_hub_download", fail)
+        with pytest.raises(InputError, match=rf"{LAST}: Task error: .* CAS Client Error; the same command goes on"):
+            fetch(hub, out)
+    assert not out.exists()
+    fetch(hub, out)
+    assert len(hub.downloads("fineweb_train_000001.bin")) == 1
+    assert (out / "fineweb_train_000002.bin").read_bytes() == hub.files[LAST]
+
+
 @pytest.mark.parametrize("name", ["fineweb_train_000001.bin", "fineweb_val_000000.bin"])
 def test_a_wrong_hash_is_refused_and_the_next_try_fetches_anew(name, hub, tmp_path):
     path = f"{FOLDER}/{name}"

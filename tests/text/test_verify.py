@@ -8,7 +8,9 @@ import pytest
 from launch.data.prepare import prepare
 from launch.data.verify import shard_hashes, verify
 from model.errors import InputError
-from model.text.shards import write_shard
+from model.text import fineweb
+from model.text.shards import DataFolder, write_shard
+from model.text.tokenizer import Tokenizer
 from tests.text.test_prepare import CASEOPS, COMMUNITY, TEXTS, json_lines
 
 VOCAB = 420
@@ -68,6 +70,35 @@ def test_shards_by_others_are_unproved(tmp_path, community):
     assert found.fineweb_differences[0] == "1 documents instead of 50000"
     assert "FineWeb validation set: 1 documents instead of 50000" in found.format()
     assert shard_hashes(tmp_path) == {name: found.hashes[name] for name in found.hashes}
+
+
+@pytest.mark.parametrize("tokenizer_path", [COMMUNITY, CASEOPS])
+def test_fineweb_prepared_anew_is_held_against_the_bytes_as_published(tokenizer_path, tmp_path, monkeypatch):
+    (tmp_path / "in.jsonl").write_bytes(json_lines([*TEXTS, *TEXTS]))
+    prepare(
+        tmp_path / "in.jsonl",
+        tokenizer_path,
+        tmp_path / "out",
+        val_documents=40,
+        name="fineweb",
+        num_workers=1,
+        quiet=True,
+    )
+    data, tokenizer = DataFolder.open(tmp_path / "out"), Tokenizer.load(tokenizer_path)
+    num_targets = (data.val.num_tokens - 1) // 1024 * 1024
+    assert num_targets
+    tokens = data.val.read(0, num_targets + 1)
+    by_rule = int(tokenizer.byte_table().token_bytes(tokens[:-1], tokens[1:]).sum())
+    by_side_car = int(data.val_token_bytes[1 : num_targets + 1].sum(dtype=np.int64))
+    assert by_rule < by_side_car  # line breaks
+    num_bytes = by_side_car if tokenizer.is_caseops else by_rule
+    monkeypatch.setattr(fineweb, "NUM_DOCUMENTS", 40)
+    monkeypatch.setattr(
+        fineweb, "FACTS", (fineweb.ValidationFacts("x", 8192, tokenizer.is_caseops, num_targets, num_bytes),)
+    )
+    found = verify(tmp_path / "out", quiet=True)
+    assert found.fineweb_differences == ()
+    assert "FineWeb validation set: agrees with the published figures" in found.format()
 
 
 def test_hashes_of_shards_come_from_the_record(prepared):
