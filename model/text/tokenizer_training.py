@@ -4,6 +4,7 @@ import io
 import itertools
 import re
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import sentencepiece
 
@@ -59,7 +60,7 @@ def train_challenge(texts: Iterable[str], vocab_size: int, *, case_operators: bo
     )
 
 
-def _train(sentences: Iterable[str], vocab_size: int, **settings: object) -> bytes:
+def _train(sentences: Iterable[str], vocab_size: int, **settings: Any) -> bytes:
     smallest = NUM_RESERVED_PIECES + NUM_BYTE_PIECES + 32
     if not smallest <= vocab_size <= 65_535:
         raise InputError(f"tokenizer vocabulary {vocab_size}: accepted are {smallest} to 65535 pieces")
