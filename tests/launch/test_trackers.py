@@ -1,6 +1,7 @@
 """Experiment trackers: each switched on by one option, given what metrics.jsonl is given."""
 
 import csv
+import importlib.util
 import json
 import os
 import subprocess
@@ -34,9 +35,9 @@ def test_trackers_write_into_the_run_folder():
 
 
 def test_a_tracker_that_is_not_installed_is_named_with_its_extra(refused, data, tmp_path, monkeypatch):
-    import importlib.util
-
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    find = importlib.util.find_spec
+    missing = ("tensorboard", "wandb")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *more: None if name in missing else find(name, *more))
     run = ["train", "tiny", "--data", data, "--out", tmp_path / "run", *SMALL]
     refused([*run, "--wandb", "birds"], "--wandb", "albatross[trackers]")
     refused([*run, "--tensorboard"], "--tensorboard", "albatross[trackers]")
