@@ -15,6 +15,7 @@ from launch.data.prepare import prepare
 from launch.data.verify import verify
 from model.text.shards import DataFolder
 from model.text.tokenizer import BOS_ID, Tokenizer, train_lossless
+from model.text.tokenizer_training import train_challenge
 from tests.text.strategies import texts
 from tests.text.test_prepare import COMMUNITY, TEXTS, json_lines
 from tests.text.test_tokenizer import expected
@@ -49,6 +50,22 @@ def test_the_documentation_corpus_against_the_library(community, community_caseo
             if tokenizer is own[0]:
                 previous = np.concatenate(([BOS_ID], encoded.ids[:-1]))
                 assert int(table.token_bytes(previous, encoded.ids).sum()) == len(text.encode())
+
+
+@pytest.mark.parametrize("vocab_size", [1024, 4096, 8192])
+@pytest.mark.parametrize("case_operators", [False, True])
+def test_challenge_tokenizers_of_the_challenges_sizes(vocab_size, case_operators):
+    train, val = python_documentation()
+    paragraphs = [paragraph for text in train for paragraph in text.split("\n\n")]
+    tokenizer = Tokenizer.from_bytes(train_challenge(paragraphs, vocab_size, case_operators=case_operators))
+    assert (tokenizer.vocab_size, tokenizer.is_caseops, tokenizer.lossless) == (vocab_size, case_operators, False)
+    assert " " in tokenizer.boundaries
+    for text in val:
+        encoded = tokenizer.encode_text(text)
+        assert (encoded.ids.tolist(), encoded.token_bytes.tolist()) == expected(tokenizer, text)
+        previous = np.concatenate(([BOS_ID], encoded.ids[:-1]))
+        counted = tokenizer.byte_table().token_bytes(previous, encoded.ids)
+        assert int(counted.sum()) == len(tokenizer.decode(encoded.ids).encode())
 
 
 @pytest.mark.parametrize("signal_number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])

@@ -108,6 +108,42 @@ def test_packed_rows_come_with_their_documents(stream):
     assert lengths.tolist() == cumulative_lengths(ids[0].numpy(), 8, LENGTHS_BUCKET).tolist()
 
 
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_rows_for_a_gpu_are_made_in_pinned_memory(device, stream, monkeypatch):
+    """Which memory is asked for: without a GPU none can be pinned."""
+    asked, empty = [], torch.empty
+
+    def recorded(*shape: object, pin_memory: bool = False, **options: object) -> torch.Tensor:
+        asked.append(pin_memory)
+        return empty(*shape, **options)
+
+    one = loader(stream, "packed", micro_batch_sequences=1, longest_segment=8, prefetch=0)
+    expected = one.micro_batch(2, 1)
+    one._ranks = Ranks(0, 1, torch.device(device))
+    monkeypatch.setattr(torch, "empty", recorded)
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: (asked.append(True), tensor)[1])
+    found = one._prepare(2, 1)
+    assert asked == ([True] * 3 if device == "cuda" else [False] * 2)
+    assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("name", ORDERS)
+def test_batches_on_a_gpu_are_those_of_the_cpu(name, stream):
+    packed = {"micro_batch_sequences": 1, "longest_segment": 8} if name == "packed" else {}
+    plain, ahead = (loader(stream, name, **packed, prefetch=prefetch) for prefetch in (0, 2))
+    ahead._ranks = Ranks(0, 1, torch.device("cuda"))
+    assert all(tensor.is_pinned() for tensor in ahead._prepare(0, 0))
+    for step in range(50):
+        for index in range(plain.num_micro_batches):
+            found = ahead.micro_batch(step, index)
+            assert all(tensor.is_cuda for tensor in found)
+            for tensor, wanted in zip(found, plain.micro_batch(step, index), strict=True):
+                assert torch.equal(tensor.cpu(), wanted)
+    ahead.close()
+
+
 def test_wrong_shapes_are_refused(stream):
     with pytest.raises(InputError, match="8 sequences can't be shared out as micro-batches of 3 over 1 processes"):
         loader(stream, micro_batch_sequences=3)
