@@ -94,6 +94,9 @@ def verify(path: str | Path, *, tokenizer_path: str | Path | None = None, quiet:
             raise InputError(
                 f"{data.path / name}: sha256 {hashes[name]} is not the recorded {digest}; the file has changed"
             )
+    for name in hashes if recorded else ():
+        if name not in recorded:
+            raise InputError(f"{data.path / name}: not among the files recorded when the folder was made")
     vocab_size = _vocab_size(data, tokenizer)
     ledger = ByteLedger.open(data, tokenizer) if data.val_paths and _can_count(data, tokenizer) else None
     splits = tuple(

@@ -135,6 +135,13 @@ def test_a_missing_file_is_named(folder):
         verify(folder, quiet=True)
 
 
+def test_a_file_that_nobody_recorded_is_named(folder):
+    number = len(list(folder.glob("text_train_*.bin")))
+    write_shard(folder / f"text_train_{number:06d}.bin", np.array([1, 5]))
+    with pytest.raises(InputError, match=rf"text_train_{number:06d}\.bin: not among the files recorded"):
+        verify(folder, quiet=True)
+
+
 @pytest.mark.parametrize(("split", "counter"), [("train", "documents"), ("val", "tokens")])
 def test_figures_of_the_manifest_are_checked(split, counter, folder):
     rewrite_manifest(folder, lambda manifest: manifest["splits"][split].update({counter: 3}))
