@@ -263,6 +263,8 @@ def _report(plan: Plan, ledger: "ByteLedger", result: "TrainingResult") -> None:
         "train_loss_nats": result.train_loss_nats,
         "checkpoint": result.checkpoint.name,
     }
+    if result.live_validation is not None:
+        section["live_bpb"] = result.live_validation.bpb
     report.update(plan.folder.report, "pre_quantization", section)
 
 

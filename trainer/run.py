@@ -57,6 +57,8 @@ class TrainingResult:
     """Of the last step."""
     validation: Tally
     """The averaged (else the final) weights on all validation targets, plain scoring."""
+    live_validation: Tally | None
+    """The same of the final weights before averaging; None without averaging."""
     checkpoint: Path
 
 
@@ -156,12 +158,14 @@ class _Run:
             self.loader.close()
         final = self._save_checkpoint()
         validation = self._validate(max_targets=None)
+        live = self._score(None, averaged=False) if self.average is not None else None
         return TrainingResult(
             num_steps=self.step,
             num_tokens=self.step * self.config.batch_tokens,
             train_seconds=self.clock.elapsed_seconds,
             train_loss_nats=self.loss_nats,
             validation=validation,
+            live_validation=live,
             checkpoint=final,
         )
 
@@ -285,11 +289,22 @@ class _Run:
         )
 
     def _validate(self, max_targets: int | None) -> Tally:
-        """Plain scoring, of the averaged weights where there are any; every rank scores its share."""
+        """Score the averaged weights where there are any, and write it down."""
+        merged = self._score(max_targets, averaged=True)
+        elapsed_ms = 1000 * self.clock.elapsed_seconds
+        self.metrics.row(step=self.step, val_loss=merged.nats_per_token, val_bpb=merged.bpb, train_time_ms=elapsed_ms)
+        self.metrics.line(
+            f"step:{self.step}/{self.config.max_steps} val_loss:{merged.nats_per_token:.4f} val_bpb:{merged.bpb:.4f} "
+            f"train_time:{elapsed_ms:.0f}ms step_avg:{elapsed_ms / max(self.step, 1):.2f}ms"
+        )
+        return merged
+
+    def _score(self, max_targets: int | None, *, averaged: bool) -> Tally:
+        """Plain scoring of the averaged or the live weights; every rank scores its share."""
         context = self.config.sequence_tokens
         self.model.eval()
         self.model.set_extra_passes(self.model.config.recurrence.num_extra_passes)  # as the packed model runs
-        with self._averaged_weights():
+        with self._averaged_weights() if averaged else nullcontext():
             tally = score_plain(
                 self.model,
                 self.data.val,
@@ -307,14 +322,7 @@ class _Run:
         )
         self.ranks.sum(sums)
         nats, num_bytes, num_tokens = sums.tolist()
-        merged = Tally(nats, int(num_bytes), int(num_tokens))
-        elapsed_ms = 1000 * self.clock.elapsed_seconds
-        self.metrics.row(step=self.step, val_loss=merged.nats_per_token, val_bpb=merged.bpb, train_time_ms=elapsed_ms)
-        self.metrics.line(
-            f"step:{self.step}/{self.config.max_steps} val_loss:{merged.nats_per_token:.4f} val_bpb:{merged.bpb:.4f} "
-            f"train_time:{elapsed_ms:.0f}ms step_avg:{elapsed_ms / max(self.step, 1):.2f}ms"
-        )
-        return merged
+        return Tally(nats, int(num_bytes), int(num_tokens))
 
     def _averaged_weights(self) -> AbstractContextManager[None]:
         return self.average.applied() if self.average is not None else nullcontext()
