@@ -1,5 +1,6 @@
 """Sweeps: what is run, what is kept, and the table at the end."""
 
+import argparse
 import json
 import os
 import shutil
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from launch.sweep import grid, listed
+from launch.sweep import device_places, grid, listed
 from model.errors import InputError
 from tests.launch.conftest import SMALL
 
@@ -113,3 +114,23 @@ def test_a_stopped_sweep_saves_and_goes_on(data, tmp_path):
     again = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert again.returncode == 0, again.stdout + again.stderr
     assert "resumed after step" in (out / "000_seed1337" / "log.txt").read_text()
+
+
+def test_gpus_are_shared_out_in_equal_places(monkeypatch):
+    def places(num_gpus: int | None, gpus_per_run: int) -> list[str | None]:
+        return device_places(argparse.Namespace(num_gpus=num_gpus, gpus_per_run=gpus_per_run))
+
+    assert places(None, 2) == [None]  # no GPU here: one run after another, of two processes
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 5)
+    assert places(None, 1) == ["0", "1", "2", "3", "4"]
+    assert places(None, 2) == ["0,1", "2,3"]
+    assert places(2, 2) == ["0,1"]
+    with pytest.raises(InputError, match="there are 5 GPUs"):
+        places(None, 8)
+
+
+def test_chosen_gpus_are_refused_with_a_number_of_gpus_or_a_hostfile(refused, data, tmp_path):
+    run = ["train", "tiny", "--data", data, "--out", tmp_path / "run", *SMALL]
+    refused([*run, "--gpus", "0,1", "--num-gpus", "2"], "--gpus: goes with neither")
+    refused([*run, "--gpus", "first"], "--gpus: accepts numbers such as 0,1")
