@@ -120,7 +120,8 @@ def test_gpus_are_shared_out_in_equal_places(monkeypatch):
     def places(num_gpus: int | None, gpus_per_run: int) -> list[str | None]:
         return device_places(argparse.Namespace(num_gpus=num_gpus, gpus_per_run=gpus_per_run))
 
-    assert places(None, 2) == [None]  # no GPU here: one run after another, of two processes
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert places(None, 2) == [None]  # one run after another, of two processes
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 5)
     assert places(None, 1) == ["0", "1", "2", "3", "4"]
