@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import sys
 import time
 from collections.abc import Sequence
@@ -15,7 +14,7 @@ import torch
 from artifact.errors import ArtifactError
 from eval import report
 from eval.arguments import OVERRIDE_PREFIX, Parser
-from eval.config import MODES, EvalConfig, with_overrides
+from eval.config import MODES, EvalConfig, check_setting, with_overrides
 from eval.modes import run_mode
 from eval.parallel import run_processes
 from eval.progress import Budget
@@ -122,10 +121,11 @@ def _check(arguments: argparse.Namespace, overrides: dict[str, str]) -> None:
         raise InputError(f"--num-processes: must be at least 1, not {arguments.num_processes}")
     if arguments.report is not None:
         report.load(arguments.report)
-    known = {name.replace("-", "_").split(".")[0] for name in overrides}
-    unknown = sorted(known - {item.name for item in dataclasses.fields(EvalConfig)})
-    if unknown:
-        raise InputError(f"--eval: unknown eval setting {unknown[0]}")
+    for name in overrides:
+        try:
+            check_setting(name)
+        except ValueError as error:
+            raise InputError(f"--eval: {error}") from None
 
 
 def evaluate(argv: Sequence[str], started: float, ranks: Ranks) -> None:

@@ -7,6 +7,7 @@ the defaults below; `eval_config_from_dict` turns such an entry back into an `Ev
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -228,24 +229,33 @@ def with_overrides(config: EvalConfig, overrides: Mapping[str, str]) -> EvalConf
     Dashes stand for underscores. Lists are given as comma-separated text. Raises ValueError naming the setting.
     """
     for name, text in overrides.items():
-        path = name.replace("-", "_").split(".")
-        config = _replace_path(config, path, text, name)
+        name = check_setting(name)
+        config = _replace(config, name.split("."), text, name)
     return config
 
 
-def _replace_path(config: Any, path: list[str], text: str, name: str) -> Any:
-    hints = get_type_hints(type(config))
-    if path[0] not in hints:
-        raise ValueError(f"unknown eval setting {name}; known here: {', '.join(sorted(hints))}")
-    hint = hints[path[0]]
+def check_setting(name: str) -> str:
+    """The setting's name with underscores. Raises ValueError naming the nearest if there is no such setting."""
+    name = name.replace("-", "_")
+    path = name.split(".")
+    value: Any = EvalConfig()
+    for depth, part in enumerate(path):
+        known = [item.name for item in dataclasses.fields(value)] if dataclasses.is_dataclass(value) else []
+        if part not in known:
+            nearest = difflib.get_close_matches(part, known, n=1, cutoff=0.5)
+            suggestion = f" (did you mean {'.'.join([*path[:depth], nearest[0]])}?)" if nearest else ""
+            raise ValueError(f"unknown eval setting {name}{suggestion}")
+        value = getattr(value, part)
+    if dataclasses.is_dataclass(value):
+        raise ValueError(f"{name} is a group of settings; give one of them, such as {name}.NAME")
+    return name
+
+
+def _replace(config: Any, path: list[str], text: str, name: str) -> Any:
     current = getattr(config, path[0])
-    if dataclasses.is_dataclass(current):
-        if len(path) == 1:
-            raise ValueError(f"{name} is a group of settings; give one of them, such as {name}.{'<setting>'}")
-        return dataclasses.replace(config, **{path[0]: _replace_path(current, path[1:], text, name)})
     if len(path) > 1:
-        raise ValueError(f"unknown eval setting {name}: {path[0]} has no parts")
-    return dataclasses.replace(config, **{path[0]: _parse_text(hint, text, name)})
+        return dataclasses.replace(config, **{path[0]: _replace(current, path[1:], text, name)})
+    return dataclasses.replace(config, **{path[0]: _parse_text(get_type_hints(type(config))[path[0]], text, name)})
 
 
 def _parse_text(hint: Any, text: str, name: str) -> Any:

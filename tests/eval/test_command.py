@@ -215,7 +215,7 @@ def test_a_damaged_artifact_is_refused(folder, tmp_path, capsys):
     ("arguments", "message"),
     [
         (["--eval.strid", "3"], "unknown eval setting strid"),
-        (["--eval.stride-tokens", "x"], "stride-tokens must be of type int"),
+        (["--eval.stride-tokens", "x"], "stride_tokens must be of type int"),
         (["--eval.stride-tokens", "33"], "stride_tokens must be at most"),
         (["--eval.stride-tokens"], "needs a value"),
         (["--colour"], "unknown option --colour"),

@@ -80,7 +80,7 @@ def test_overrides_reach_nested_settings():
 
 
 @pytest.mark.parametrize(
-    "overrides", [{"ttt": "1"}, {"strides": "1"}, {"ttt.rank": "x"}, {"mode.x": "1"}, {"ttt.warm-start": "1"}]
+    "overrides", [{"ttt": "1"}, {"strides": "1"}, {"ttt.rank": "x"}, {"mode.x": "1"}, {"ttt.warm_start": "1"}]
 )
 def test_wrong_overrides_name_the_setting(overrides):
     with pytest.raises(ValueError, match=next(iter(overrides))):

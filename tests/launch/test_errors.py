@@ -33,6 +33,8 @@ def test_unknown_preset_names_the_nearest(refused, data, tmp_path):
     [
         (["trian"], ["unknown command trian", "did you mean train?"]),
         (["data", "prepar"], ["unknown command prepar", "did you mean prepare?"]),
+        (["evaluate", "x", "--data", "y", "--eval.stride-token", "3"], ["did you mean stride_tokens?"]),
+        (["evaluate", "x", "--data", "y", "--eval.ttt.learnin-rate", "3"], ["did you mean ttt.learning_rate?"]),
         (["compare", "runs/a"], ["required: --vs"]),
         (["compare", "runs/nowhere", "--vs", "runs/nowhere"], ["runs/nowhere"]),
         (["inspect", "--jsn", "x"], ["unknown option --jsn", "did you mean --json?"]),
