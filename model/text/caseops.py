@@ -53,11 +53,15 @@ def _rewrite(match: re.Match[str]) -> str:
     return first + "".join(low if low == char else CAPNEXT + low for char, low in zip(rest, lower[1:], strict=True))
 
 
-def decode(transformed: str, *, escape_marker: bool = False) -> str:
+def decode(transformed: str, *, escape_marker: bool = False, strict: bool = True) -> str:
     """Undo `encode`. Raises ValueError where the operators are not as the encoder could have placed them.
 
     TITLE and ALLCAPS stand only outside a word and directly before a letter, CAPNEXT directly before a letter; ESC
     makes the next character literal.
+
+    `strict=False` is for text that a normalizer or a model has been at, and never raises: an operator acts on the one
+    character after it, whatever that is (a letter that was composed with its accent), and one before another operator
+    or the end on none.
     """
     out: list[str] = []
     pending = ""  # the operator that waits for its letter
@@ -73,22 +77,22 @@ def decode(transformed: str, *, escape_marker: bool = False) -> str:
                 all_caps = True
             out.append(char.upper() if pending or all_caps else char)
             pending, inside_word = "", True
-        elif pending:
+        elif pending and strict:
             raise ValueError(
                 f"CaseOps: operator U+{ord(pending):04X} before position {position} has no letter to act on"
             )
         elif char == ESC:
-            escaped = True
+            escaped, pending = True, ""
         elif char == CAPNEXT:
             pending = char
         elif char in (TITLE, ALLCAPS):
-            if inside_word:
+            if inside_word and strict:
                 raise ValueError(f"CaseOps: operator U+{ord(char):04X} at position {position} stands inside a word")
-            pending = char
+            pending, inside_word, all_caps = char, False, False
         else:
-            out.append(char)
-            inside_word = all_caps = False
-    if pending or escaped:
+            out.append(char.upper() if pending else char)
+            pending, inside_word, all_caps = "", False, False
+    if (pending or escaped) and strict:
         raise ValueError(f"CaseOps: the text ends with a dangling operator U+{ord(pending or ESC):04X}")
     return "".join(out)
 

@@ -128,12 +128,14 @@ class Tokenizer:
         return EncodedText(ids, token_bytes, len(utf8), uncredited_bytes, changed_bytes)
 
     def decode(self, ids: np.ndarray) -> str:
-        """The text of `ids`; control tokens give nothing, byte pieces that are no UTF-8 give U+FFFD."""
+        """The text of `ids`; control tokens give nothing, byte pieces that are no UTF-8 give U+FFFD, and case operators
+        out of place what they can.
+        """
         if not self.lossless:
             text: str = self._processor.decode(np.asarray(ids).tolist())
-            return caseops.decode(text) if self.is_caseops else text
+            return caseops.decode(text, strict=False) if self.is_caseops else text
         text = self._bytes_of(np.asarray(ids)).decode("utf-8", "replace")
-        return caseops.decode(text, escape_marker=True) if self.is_caseops else escape.unescape(text)
+        return caseops.decode(text, escape_marker=True, strict=False) if self.is_caseops else escape.unescape(text)
 
     def byte_table(self) -> byte_table.ByteTable:
         """Byte counts from the vocabulary alone (see `model.text.byte_table`)."""

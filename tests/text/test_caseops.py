@@ -97,3 +97,12 @@ def test_all_caps_ends_at_the_first_non_letter():
 def test_operators_where_the_encoder_puts_none_are_errors(transformed):
     with pytest.raises(ValueError, match=r"^CaseOps: "):
         caseops.decode(transformed)
+    letters = [char for char in caseops.decode(transformed, strict=False).lower() if char not in caseops.OPERATORS]
+    assert letters == [char for char in transformed if char not in caseops.OPERATORS]
+
+
+@settings(max_examples=200, deadline=None)
+@given(text=texts, escape_marker=st.booleans())
+def test_the_lenient_decoder_agrees_where_nothing_is_wrong(text, escape_marker):
+    transformed = caseops.encode(text, escape_marker=escape_marker)
+    assert caseops.decode(transformed, escape_marker=escape_marker, strict=False) == text

@@ -3,6 +3,7 @@ import pickle
 import numpy as np
 import pytest
 from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 from model.errors import InputError
 from model.text import caseops
@@ -83,9 +84,32 @@ def test_the_byte_table_of_a_lossless_tokenizer_adds_up_to_the_text(text, lossle
 def test_the_byte_table_of_a_community_tokenizer_adds_up_to_the_text_that_comes_back(
     text, community, community_caseops
 ):
-    for tokenizer in (community, community_caseops):
-        ids = tokenizer.encode(text)
-        assert bytes_by_table(tokenizer, ids) == len(tokenizer.decode(ids).encode())
+    ids = community.encode(text)
+    assert bytes_by_table(community, ids) == len(community.decode(ids).encode())
+    ids = community_caseops.encode(text)
+    returned = community_caseops._processor.decode(ids.tolist())
+    assert bytes_by_table(community_caseops, ids) == int(caseops.original_bytes(returned).sum())
+
+
+@pytest.mark.parametrize(
+    ("text", "returned"),
+    [
+        ("A\u0301rbol, L'E\u0301cole", "Árbol, L'École"),  # the accent is composed with the operator's letter
+        ("don't\x06A", "don'tA"),  # the character that parted two words is deleted
+        ("\ue001 NASA\u200bX", "\ue001 NASA X"),
+    ],
+)
+def test_capitals_come_back_where_normalization_moved_their_operators(text, returned, community_caseops):
+    assert community_caseops.decode(community_caseops.encode(text)) == returned
+
+
+@settings(max_examples=200, deadline=None)
+@given(text=texts, ids=st.lists(st.integers(0, 419), max_size=30))
+@example(text="A\u0301", ids=[])
+def test_decoding_never_fails(text, ids, community_caseops, lossless_caseops):
+    community_caseops.decode(community_caseops.encode(text))
+    community_caseops.decode(np.array(ids, np.int64))
+    lossless_caseops.decode(np.array(ids, np.int64))
 
 
 def bytes_by_table(tokenizer: Tokenizer, ids: np.ndarray) -> int:
