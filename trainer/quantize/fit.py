@@ -110,13 +110,16 @@ class _Search:
         below = [octaves for octaves in known if self._excess(octaves) <= 0]
         weights = sum(array.size for array in self._quantizer.arrays.values() if array.ndim > 1)
         move = 8 * max(abs(self._excess(known[0])), SLACK_BYTES) / max(weights, 1)
+        moves = 0
         while not above or not below:
             edge = max(above) + move if above else min(below) - move
             edge = min(max(edge, -self._reach), self._reach)
             (above if self._excess(edge) > 0 else below).append(edge)
             if abs(edge) == self._reach and not (above and below):
                 return edge
-            move *= 2
+            moves += 1
+            # What is left to go, and some more; growing moves where sizes hardly follow.
+            move = max(12 * abs(self._excess(edge)) / max(weights, 1), 2 * move if moves > 1 else 0.001)
         coarse = min(octaves for octaves in below)
         fine = max((octaves for octaves in above if octaves < coarse), default=min(above))
         return fine, coarse
