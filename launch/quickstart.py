@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from launch import exit_codes
 from launch.data.corpus import python_documentation
 from launch.run_folder import RunFolder
 
@@ -86,4 +87,4 @@ def summary(report: dict[str, Any], folder: RunFolder) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_codes.run(main))

@@ -78,7 +78,8 @@ def save(folder: Path, step: int, checkpoint: Checkpoint, *, keep: int) -> Path:
 
 def complete(folder: Path) -> list[Path]:
     """The checkpoint folders that were committed, newest first; their contents are not checked."""
-    return sorted((p for p in folder.glob("step_*") if (p / "manifest.json").is_file()), reverse=True)
+    found = [p for p in folder.glob("step_*") if (p / "manifest.json").is_file()]
+    return sorted(found, key=lambda path: int(path.name.removeprefix("step_")), reverse=True)
 
 
 def load(path: Path) -> Checkpoint:

@@ -59,13 +59,16 @@ def recorded_clock(metrics_file: Path) -> list[float]:
     A resumed run writes some steps twice; the last record of a step counts.
 
     Raises:
-        InputError: there is no such file, or it misses a step.
+        InputError: there is no such file, a line of it is cut short, or it misses a step.
     """
     if not metrics_file.is_file():
         raise InputError(f"{metrics_file}: no such file, so there is no clock to replay")
     fractions: dict[int, float] = {}
-    for line in metrics_file.read_text().splitlines():
-        row = json.loads(line)
+    for number, line in enumerate(metrics_file.read_text().splitlines(), start=1):
+        try:
+            row = json.loads(line)
+        except ValueError:
+            raise InputError(f"{metrics_file}: line {number} is not JSON, so the clock can't be replayed") from None
         if "clock" in row:
             fractions[row["step"] - 1] = row["clock"]
     if sorted(fractions) != list(range(len(fractions))):

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from eval.coverage import CoverageError
 from eval.ledger import ByteLedger
 from eval.scoring import Share, score_plain
 from eval.tally import Tally
@@ -322,6 +323,10 @@ class _Run:
         )
         self.ranks.sum(sums)
         nats, num_bytes, num_tokens = sums.tolist()
+        num_targets = self.data.val.num_tokens - 1
+        expected = num_targets if max_targets is None else min(num_targets, max_targets)
+        if num_tokens != expected:
+            raise CoverageError(f"validation scored {num_tokens:.0f} targets of {expected}")
         return Tally(nats, int(num_bytes), int(num_tokens))
 
     def _averaged_weights(self) -> AbstractContextManager[None]:
@@ -392,4 +397,6 @@ class _Run:
             self.metrics.line(f"resumed after step {self.step}")
 
     def _on_sigterm(self, *_: object) -> None:
+        if not self.terminated:
+            self.metrics.line(f"SIGTERM: saving a checkpoint and stopping after step {self.step + 1}")
         self.terminated = True

@@ -71,6 +71,9 @@ def test_replayed_clock(tmp_path: Path) -> None:
     record.write_text(json.dumps(rows[1]) + "\n")
     with pytest.raises(InputError, match="missing"):
         recorded_clock(record)
+    record.write_text(json.dumps(rows[0]) + '\n{"step": 2, "clo')
+    with pytest.raises(InputError, match="line 2 is not JSON"):
+        recorded_clock(record)
     with pytest.raises(InputError, match="no such file"):
         recorded_clock(tmp_path / "nowhere.jsonl")
 
