@@ -149,6 +149,8 @@ def table(result: dict[str, Any]) -> str:
     if "share_of_989_tflops" in training:
         shares = (training["share_of_989_tflops"], training["share_of_measured_matmul"])
         rows.append(("share of 989 TFLOP/s; of a measured 8192³ product", "{:.1%}; {:.1%}".format(*shares)))
+    peaks = {name: report.get(name, {}).get("peak_memory_bytes") for name in SECTIONS}
+    rows += [(f"peak memory, GB: {SECTIONS[name]}", f"{peak / 1e9:.2f}") for name, peak in peaks.items() if peak]
     rows += [(f"BPB {title}", f"{report[name]['bpb']:.4f}") for name, title in SECTIONS.items() if name in report]
     rows.append(("artifact bytes", f"{result['artifact_bytes']:,}"))
     rows += [(f"seconds: {name}", f"{value:.1f}") for name, value in result["seconds"].items()]

@@ -261,6 +261,7 @@ def _report(plan: Plan, ledger: "ByteLedger", result: "TrainingResult") -> None:
         "num_train_tokens": result.num_tokens,
         "train_seconds": result.train_seconds,
         "train_loss_nats": result.train_loss_nats,
+        "peak_memory_bytes": result.peak_memory_bytes,
         "checkpoint": result.checkpoint.name,
     }
     if result.live_validation is not None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import datetime
 import os
+import resource
+import sys
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -85,6 +87,14 @@ class Ranks:
     def barrier(self) -> None:
         if self.size > 1:
             dist.barrier(group=self.control)
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """Most memory this process has held: allocated on its GPU, or resident where it computes on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def join(timeout_seconds: float = 600.0) -> Ranks:

@@ -33,7 +33,7 @@ from trainer.loaders.loader import training_loader
 from trainer.metrics import Metrics
 from trainer.optimizer import TrainingOptimizer
 from trainer.phases import Phases
-from trainer.ranks import Ranks
+from trainer.ranks import Ranks, peak_memory_bytes
 from trainer.schedule import learning_rate_multiplier, momentum, weight_decay
 from trainer.trackers import TrackerConfig
 from trainer.warm_up import preserved, random_state, restore_random_state
@@ -61,6 +61,8 @@ class TrainingResult:
     live_validation: Tally | None
     """The same of the final weights before averaging; None without averaging."""
     checkpoint: Path
+    peak_memory_bytes: int
+    """Of this rank: allocated on the GPU, or of the whole process on a CPU; validation included."""
 
 
 def train(
@@ -168,6 +170,7 @@ class _Run:
             validation=validation,
             live_validation=live,
             checkpoint=final,
+            peak_memory_bytes=peak_memory_bytes(self.ranks.device),
         )
 
     def _loop(self) -> None:
