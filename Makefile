@@ -44,7 +44,7 @@ test: lint
 	$(PYTEST) -n 2
 
 test-slow: $(STAMP)
-	$(PYTEST) -m slow
+	$(PYTEST) -m slow -n 2
 
 test-gpu: $(STAMP)
 	$(PYTEST) -m gpu
