@@ -43,8 +43,10 @@ lint: $(STAMP)
 test: lint
 	$(PYTEST) -n 2
 
+# The quickstart, which trains for a fixed time, has the machine to itself.
 test-slow: $(STAMP)
-	$(PYTEST) -m slow -n 2
+	$(PYTEST) -m slow -n 2 --dist loadfile --ignore tests/launch/test_quickstart.py
+	$(BIN)/python -m pytest -m slow tests/launch/test_quickstart.py
 
 test-gpu: $(STAMP)
 	$(PYTEST) -m gpu
