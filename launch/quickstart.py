@@ -39,11 +39,12 @@ def main() -> int:
     train_texts, val_texts = python_documentation()
     write_jsonl(text / "train.jsonl", train_texts)
     write_jsonl(text / "val.jsonl", val_texts)
+    evaluate = ["evaluate", folder.artifact, "--data", data, "--report", folder.report]
     steps = [
         ["data", "prepare", "--input", text, "--tokenizer", "train:1024", "--out", data],
         ["train", PRESET, "--data", data, "--out", folder.path, "--num-gpus", NUM_PROCESSES],
         ["pack", folder.path],
-        ["evaluate", folder.artifact, "--data", data, "--report", folder.report, "--mode", "plain", "sliding", "ttt"],
+        [*evaluate, "--mode", "plain", "sliding", "ttt", "--num-processes", NUM_PROCESSES],
     ]
     seconds = {}
     for step in steps:
