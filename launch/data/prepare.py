@@ -8,6 +8,7 @@ import contextlib
 import fcntl
 import functools
 import hashlib
+import io
 import itertools
 import json
 import os
@@ -116,7 +117,9 @@ def _write_folder(
             writer.abandon()
     tokenizer_path, counts_path = folder / TOKENIZER_NAME, folder / f"{name}_val_documents.npy"
     _write_synced(tokenizer_path, model.serialized)
-    np.save(counts_path, np.concatenate(writers["val"].document_bytes))
+    counts = io.BytesIO()
+    np.save(counts, np.concatenate(writers["val"].document_bytes))
+    _write_synced(counts_path, counts.getvalue())
     paths = [*writers["train"].paths, *writers["val"].paths, counts_path, tokenizer_path]
     manifest: dict[str, Any] = {
         "version": MANIFEST_VERSION,
@@ -260,6 +263,10 @@ def _folder_in_place(out: Path) -> Iterator[Path]:
         try:
             yield temporary
             _rename(temporary, out)
+        except OSError as error:
+            if error.filename is not None:
+                raise
+            raise OSError(error.errno, error.strerror, str(out)) from error  # fsync and write name no file
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
     finally:

@@ -345,8 +345,9 @@ def test_a_full_disk_leaves_nothing(books, tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(OSError, match="No space left") as caught:
         prepare(books, COMMUNITY, tmp_path / "out", num_workers=1, quiet=True)
+    assert caught.value.filename == str(tmp_path / "out")
     assert calls
     assert [path.name for path in tmp_path.iterdir()] == ["books"]
 
