@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import multiprocessing
@@ -56,6 +57,7 @@ def score(kind: str, model, tokens: np.ndarray, ranks: Ranks) -> np.ndarray:
 
 def in_one_of(num_processes: int, rank: int, folder, kinds, model, tokens) -> None:
     torch.set_num_threads(1)
+    model = copy.deepcopy(model)  # it arrived in memory that all processes share
     store = dist.FileStore(str(folder / "store"), num_processes)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=num_processes)
     for kind in kinds:
@@ -68,13 +70,14 @@ def in_one_of(num_processes: int, rank: int, folder, kinds, model, tokens) -> No
 def test_the_number_of_processes_changes_nothing(load_model, make_tokens, tmp_path, num_processes):
     model, tokens = load_model(), make_tokens(LENGTHS)
     kinds = ["sliding", "lora", "phased", "full"]
-    fork = multiprocessing.get_context("fork")
+    # Not forked: a test that trained in this process may have left threads and a process group behind.
+    spawn = multiprocessing.get_context("spawn")
     arguments = (tmp_path, kinds, model, tokens)
-    processes = [fork.Process(target=in_one_of, args=(num_processes, r, *arguments)) for r in range(num_processes)]
+    processes = [spawn.Process(target=in_one_of, args=(num_processes, r, *arguments)) for r in range(num_processes)]
     for process in processes:
         process.start()
     for process in processes:
-        process.join(timeout=60)
+        process.join(timeout=120)
         assert process.exitcode == 0
     for kind in kinds:
         alone = score(kind, model, tokens, Ranks())

@@ -80,6 +80,7 @@ def test_a_killed_prepare_leaves_no_folder_and_can_be_repeated(signal_number, tm
         [sys.executable, "-c", program, str(source), str(COMMUNITY), str(out)],
         cwd=ROOT,
         stderr=subprocess.DEVNULL,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background job inherits it as ignored
     )
     deadline = time.monotonic() + 60
     while not list(tmp_path.glob(".out.part/*_train_*.bin")):  # it has begun to write training shards
