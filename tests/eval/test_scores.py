@@ -21,6 +21,7 @@ def test_coverage_accepts_a_partition_in_any_order():
     for start, end in [(6, 10), (0, 3), (3, 6)]:
         coverage.mark(start, end)
     coverage.require_complete()
+    assert coverage.num_scored == 10
 
 
 def test_coverage_refuses_a_duplicate():
